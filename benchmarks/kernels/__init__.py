@@ -1,0 +1,3 @@
+"""Benchmarks of single kernels and single layers."""
+
+__all__: list[str] = []

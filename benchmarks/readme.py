@@ -1,0 +1,48 @@
+"""``python -m benchmarks.readme``: write the table of ``benchmarks/results/latest.json`` into README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness.results import markdown
+
+__all__ = ["END", "START", "fill", "main"]
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def fill(readme: str, table: str) -> str:
+    """Return ``readme`` with ``table`` between its markers; ``ValueError`` without exactly one pair of them."""
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise ValueError(f"README.md must hold {START} and then {END}, each once")
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{table.strip()}\n{END}{rest.split(END)[1]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill README.md, or with ``--check`` only say whether it is up to date (exit status 1 when it is not)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "latest.json")
+    options = parser.parse_args(argv)
+    document = json.loads(options.results.read_text(encoding="utf-8"))
+    if document["quick"]:
+        print(f"{options.results} is from a --quick run; its numbers mean nothing")
+        return 1
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = fill(before, markdown(document["rows"], document["machine"]))
+    if options.check:
+        print("README.md is up to date" if after == before else "README.md does not show the latest results")
+        return int(after != before)
+    path.write_text(after, encoding="utf-8")
+    print(f"README.md: {len(document['rows'])} rows written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,92 @@
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "../cpu/bandwidth.h"
+#include "../cpu/ceilings.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/features.h"
+#include "../cpu/parallel.h"
+#include "module.h"
+
+namespace fastcompress::bindings {
+namespace {
+
+namespace py = pybind11;
+
+std::map<std::string, bool> features() {
+    const CpuFeatures& f = cpu_features();
+    return {{"avx2", f.avx2},
+            {"avxvnni", f.avxvnni},
+            {"avx512", f.avx512},
+            {"avx512vnni", f.avx512vnni},
+            {"avx512bf16", f.avx512bf16},
+            {"amxint8", f.amxint8},
+            {"amxbf16", f.amxbf16}};
+}
+
+std::vector<std::string> isa_names(bool supported_only) {
+    std::vector<std::string> names;
+    for (Isa isa : compiled_isas())
+        if (!supported_only || isa_supported(isa)) names.emplace_back(isa_name(isa));
+    return names;
+}
+
+py::list kernels() {
+    py::list rows;
+    for (Isa isa : compiled_isas()) {
+        const KernelTable& t = table_for(isa);
+        for (const char* family : {"linear_w8a8", "conv2d_w8a8", "quantize"}) {
+            const bool gemm = std::string(family) != "quantize";
+            py::dict row;
+            row["family"] = family;
+            row["isa"] = t.name;
+            row["kernel"] = std::string(family) + "_" + t.name;
+            row["tile"] = gemm ? t.gemm_name : "";
+            row["supported"] = isa_supported(isa);
+            row["chosen"] = &t == &current_table();
+            rows.append(row);
+        }
+    }
+    return rows;
+}
+
+void check_seconds(const char* function, double seconds) {
+    if (!(seconds >= 0 && seconds <= 60))
+        throw py::value_error(std::string(function) + ": seconds must lie in [0, 60]");
+}
+
+}  // namespace
+
+void add_cpu(py::module_& m) {
+    m.def("cpu_features", &features, "What the CPU and the operating system support.");
+    m.def("isa_compiled", [] { return isa_names(false); }, "Names of the ISAs with kernels, weakest first.");
+    m.def("isa_supported", [] { return isa_names(true); }, "Those of them that this machine runs.");
+    m.def("isa", [] { return std::string(current_table().name); }, "The ISA in use.");
+    m.def("set_isa", &set_isa, py::arg("name"),
+          "Force an ISA by name; RuntimeError if unknown or unsupported. Blobs packed before must be packed again.");
+    m.def("kernels", &kernels, "One dict per family and ISA: family, isa, kernel, tile, supported, chosen.");
+    m.def("num_threads", &max_threads, "Threads that kernels use.");
+    m.def("set_num_threads", &set_max_threads, py::arg("n"), "As torch.set_num_threads, for use without torch.");
+    m.def("ceiling_kinds", &ceiling_kinds, "The kinds that ceiling() knows on this machine.");
+    m.def(
+        "ceiling",
+        [](const std::string& kind, double seconds) {
+            check_seconds("ceiling", seconds);
+            py::gil_scoped_release release;
+            return measure_ceiling(kind, seconds);
+        },
+        py::arg("kind"), py::arg("seconds") = 0.2,
+        "Operations per second of a register-only loop on all threads; ValueError if this machine has no such unit.");
+    m.def(
+        "read_bandwidth",
+        [](int64_t bytes, double seconds) {
+            check_seconds("read_bandwidth", seconds);
+            if (bytes < 4096) throw py::value_error("read_bandwidth: bytes must be at least 4096");
+            py::gil_scoped_release release;
+            return read_bandwidth(bytes, seconds);
+        },
+        py::arg("bytes"), py::arg("seconds") = 0.2, "Bytes per second that all threads read from a buffer of `bytes`.");
+}
+
+}  // namespace fastcompress::bindings

@@ -1,0 +1,155 @@
+#include <new>
+#include <string>
+
+#include "../cpu/dispatch.h"
+#include "buffers.h"
+#include "fastcompress/blob.h"
+#include "module.h"
+
+namespace fastcompress::bindings {
+namespace {
+
+const BlobHeader& open(const Buffer& packed) {
+    return open_blob(static_cast<const uint8_t*>(packed.data()), packed.size(), true);
+}
+
+std::vector<py::ssize_t> weight_shape(const BlobHeader& h) {
+    std::vector<py::ssize_t> shape{h.out_channels, h.in_channels};
+    if (h.weight_rank == 4) shape.insert(shape.end(), {h.kernel_h, h.kernel_w});
+    return shape;
+}
+
+template <class T>
+T checked_code(int code, int count, const char* argument) {
+    if (code < 0 || code >= count)
+        throw py::value_error(std::string("pack_w8a8: ") + argument + " is " + std::to_string(code) +
+                              ", allowed: 0 to " + std::to_string(count - 1));
+    return static_cast<T>(code);
+}
+
+// numpy aligns to 16 bytes; panels should not straddle cache lines.
+py::array_t<uint8_t> aligned_array(int64_t bytes) {
+    constexpr std::align_val_t kAlign{64};
+    void* memory = ::operator new(static_cast<size_t>(bytes), kAlign);
+    py::capsule owner(memory, [](void* p) { ::operator delete(p, kAlign); });
+    return py::array_t<uint8_t>(bytes, static_cast<uint8_t*>(memory), owner);
+}
+
+py::array pack(const py::object& weight, const py::object& weight_scale, const py::object& bias, int input_mode,
+               float input_scale, int input_zero_point, int activation, int64_t groups) {
+    const char* op = "pack_w8a8";
+    const Buffer w = input(weight, DType::s8, op, "weight");
+    if (w.rank() != 2 && w.rank() != 4) bad_shape(op, "weight", w, "[out, in] or [out, in/groups, kh, kw]");
+    if (groups < 1 || (w.rank() == 2 && groups != 1))
+        throw py::value_error("pack_w8a8: groups is " + std::to_string(groups) + "; a 2-D weight has exactly 1");
+    const Buffer scale = input(weight_scale, DType::f32, op, "weight_scale");
+    const std::string per_channel = "[" + std::to_string(w.dim(0)) + "], one per output channel";
+    if (scale.rank() != 1 || scale.size() != w.dim(0)) bad_shape(op, "weight_scale", scale, per_channel);
+    LayerSpec spec;
+    Buffer b;
+    if (!bias.is_none()) {
+        b = input(bias, DType::f32, op, "bias");
+        if (b.rank() != 1 || b.size() != w.dim(0)) bad_shape(op, "bias", b, per_channel);
+        spec.bias = static_cast<const float*>(b.data());
+    }
+    spec.weight = static_cast<const int8_t*>(w.data());
+    spec.weight_scale = static_cast<const float*>(scale.data());
+    spec.out_channels = w.dim(0);
+    spec.in_channels = w.dim(1);
+    spec.groups = groups;
+    spec.weight_rank = static_cast<int32_t>(w.rank());
+    if (w.rank() == 4) {
+        spec.kernel_h = w.dim(2);
+        spec.kernel_w = w.dim(3);
+    }
+    spec.input_mode = checked_code<InputMode>(input_mode, kInputModeCount, "input_mode");
+    spec.input_scale = input_scale;
+    spec.input_zero_point = input_zero_point;
+    spec.activation = checked_code<Activation>(activation, kActivationCount, "activation");
+    const int64_t bytes = plan_blob(spec).total_bytes;
+    const py::array_t<uint8_t> blob = aligned_array(bytes);
+    uint8_t* data = const_cast<uint8_t*>(blob.data());
+    {
+        py::gil_scoped_release release;
+        pack_blob(spec, data, bytes);
+    }
+    return blob;
+}
+
+// Padded per-channel values of a blob, without the padding.
+py::array_t<float> per_channel(const BlobHeader& h, const float* values) {
+    py::array_t<float> out(h.out_channels);
+    const int64_t sets = h.family == static_cast<int32_t>(Family::depthwise) ? 1 : h.groups;
+    const int64_t per_set = h.out_channels / sets;
+    for (int64_t n = 0; n < h.out_channels; ++n)
+        out.mutable_at(n) = values[n / per_set * h.panels * kPanel + n % per_set];
+    return out;
+}
+
+py::dict unpack(const py::object& packed) {
+    const Buffer blob = input(packed, DType::u8, "unpack_w8a8", "packed");
+    const BlobHeader& h = open(blob);
+    py::array_t<int8_t> weight(weight_shape(h));
+    unpack_weight(static_cast<const uint8_t*>(blob.data()), weight.mutable_data());
+    py::dict d;
+    d["weight"] = weight;
+    d["weight_scale"] = per_channel(h, blob_scales(h));
+    d["bias"] = h.has_bias ? py::object(per_channel(h, blob_bias(h))) : py::none();
+    d["input_mode"] = h.input_mode;
+    d["input_scale"] = h.input_scale;
+    d["input_zero_point"] = h.input_zero_point;
+    d["activation"] = h.activation;
+    d["groups"] = h.groups;
+    return d;
+}
+
+py::dict info(const py::object& packed) {
+    const Buffer blob = input(packed, DType::u8, "blob_info", "packed");
+    const BlobHeader& h = open(blob);
+    py::dict d;
+    d["layout_version"] = h.version;
+    d["family"] = h.weight_rank == 2 ? "linear_w8a8" : "conv2d_w8a8";
+    d["depthwise"] = h.family == static_cast<int32_t>(Family::depthwise);
+    d["isa"] = isa_name(h.isa);
+    d["n"] = h.out_channels;
+    d["k"] = h.in_channels * h.kernel_h * h.kernel_w;
+    d["groups"] = h.groups;
+    d["kernel_size"] = py::make_tuple(h.kernel_h, h.kernel_w);
+    d["bytes"] = h.total_bytes;
+    d["has_bias"] = h.has_bias != 0;
+    d["input_mode"] = h.input_mode;
+    d["input_scale"] = h.input_scale;
+    d["input_zero_point"] = h.input_zero_point;
+    d["activation"] = h.activation;
+    return d;
+}
+
+void check(const py::object& packed) {
+    const Buffer blob = input(packed, DType::u8, "blob_check", "packed");
+    const uint8_t* data = static_cast<const uint8_t*>(blob.data());
+    const int64_t bytes = blob.size();
+    py::gil_scoped_release release;
+    verify_blob(data, bytes);
+}
+
+}  // namespace
+
+void add_packing(py::module_& m) {
+    py::dict activations, modes;
+    const char* names[kActivationCount] = {"none", "relu",  "relu6",     "gelu", "gelu_tanh",
+                                           "silu", "hardswish", "hardsigmoid"};
+    for (int i = 0; i < kActivationCount; ++i) activations[names[i]] = i;
+    const char* mode_names[kInputModeCount] = {"static", "dynamic", "dynamic_symmetric"};
+    for (int i = 0; i < kInputModeCount; ++i) modes[mode_names[i]] = i;
+    m.attr("ACTIVATIONS") = activations;
+    m.attr("INPUT_MODES") = modes;
+    m.attr("MAX_K") = kMaxK;
+    m.def("pack_w8a8", &pack, py::arg("weight"), py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode"),
+          py::arg("input_scale"), py::arg("input_zero_point"), py::arg("activation"), py::arg("groups") = 1,
+          "Pack s8 weights [out, in] or [out, in/groups, kh, kw] for the ISA in use; returns a uint8 array.");
+    m.def("unpack_w8a8", &unpack, py::arg("packed"), "The exact inverse of pack_w8a8, as a dict.");
+    m.def("blob_info", &info, py::arg("packed"), "What a blob's header says.");
+    m.def("blob_check", &check, py::arg("packed"), "Compare the checksums; RuntimeError when a bit has changed.");
+}
+
+}  // namespace fastcompress::bindings

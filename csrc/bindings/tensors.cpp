@@ -1,0 +1,77 @@
+#include "tensors.h"
+
+#include <stdexcept>
+
+namespace fastcompress::bindings {
+namespace {
+
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, DType dtype) {
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), static_cast<int32_t>(torch_dtype(dtype)),
+        aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+}
+
+}  // namespace
+
+DType kernel_dtype(ScalarType type, const char* op, const char* argument) {
+    switch (type) {
+        case ScalarType::Float:
+            return DType::f32;
+        case ScalarType::BFloat16:
+            return DType::bf16;
+        case ScalarType::Half:
+            return DType::f16;
+        case ScalarType::Byte:
+            return DType::u8;
+        case ScalarType::Char:
+            return DType::s8;
+        case ScalarType::Int:
+            return DType::i32;
+        default:
+            throw std::runtime_error(std::string(op) + ": " + argument +
+                                     " has a dtype without kernels; allowed: float32, bfloat16, float16, uint8");
+    }
+}
+
+ScalarType torch_dtype(DType type) {
+    constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
+                                     ScalarType::Byte,  ScalarType::Char,     ScalarType::Int};
+    return kTypes[static_cast<int>(type)];
+}
+
+void check_cpu(const Tensor& t, const char* op, const char* argument) {
+    if (!t.is_cpu()) throw std::runtime_error(std::string(op) + ": " + argument + " is not a CPU tensor; move it with .cpu()");
+}
+
+Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+Tensor empty(const std::vector<int64_t>& sizes, DType dtype) {
+    std::vector<int64_t> strides(sizes.size());
+    int64_t stride = 1;
+    for (size_t i = sizes.size(); i-- > 0;) {
+        strides[i] = stride;
+        stride *= sizes[i] > 0 ? sizes[i] : 1;
+    }
+    return empty_strided(sizes, strides, dtype);
+}
+
+Tensor empty_channels_last(const std::vector<int64_t>& s, DType dtype) {
+    return empty_strided(s, {s[1] * s[2] * s[3], 1, s[1] * s[3], s[1]}, dtype);
+}
+
+std::vector<int64_t> sizes_of(const Tensor& t) {
+    const auto sizes = t.sizes();
+    return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+std::string shape_text(const Tensor& t) {
+    std::string text = "[";
+    for (int64_t size : t.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+    return text + "]";
+}
+
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+}  // namespace fastcompress::bindings

@@ -1,0 +1,13 @@
+// Epilogue and quantizers for AVX2 + F16C.
+// clang-format off: the vector class comes before the templates that use it
+#include "../simd/vec_avx2.h"
+#include "../families/epilogue_impl.h"
+#include "../families/quantize_impl.h"
+// clang-format on
+#include "../tables.h"
+
+namespace fastcompress {
+
+extern const ElementwiseTable kElementwise_avx2 = {run_epilogue, run_quantize, run_range};
+
+}  // namespace fastcompress

@@ -1,0 +1,75 @@
+#include "conv2d_geometry.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace fastcompress {
+namespace {
+
+void require(bool ok, const std::string& message) {
+    if (!ok) throw std::invalid_argument("conv2d_w8a8: " + message);
+}
+
+int64_t out_size(int64_t in, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
+    const int64_t span = dilation * (kernel - 1) + 1;
+    return in + before + after < span ? 0 : (in + before + after - span) / stride + 1;
+}
+
+}  // namespace
+
+int64_t conv_out_height(const BlobHeader& b, const ConvCall& c) {
+    return out_size(c.height, c.pad_top, c.pad_bottom, b.kernel_h, c.dilation_h, c.stride_h);
+}
+
+int64_t conv_out_width(const BlobHeader& b, const ConvCall& c) {
+    return out_size(c.width, c.pad_left, c.pad_right, b.kernel_w, c.dilation_w, c.stride_w);
+}
+
+ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
+    require(c.stride_h > 0 && c.stride_w > 0, "stride must be positive");
+    require(c.dilation_h > 0 && c.dilation_w > 0, "dilation must be positive");
+    require(c.pad_top >= 0 && c.pad_bottom >= 0 && c.pad_left >= 0 && c.pad_right >= 0, "padding must not be negative");
+    ConvGeometry g{};
+    g.out_h = conv_out_height(b, c);
+    g.out_w = conv_out_width(b, c);
+    require(g.out_h > 0 && g.out_w > 0,
+            "the kernel (" + std::to_string(b.kernel_h) + "x" + std::to_string(b.kernel_w) + ") does not fit the padded " +
+                std::to_string(c.height) + "x" + std::to_string(c.width) + " input");
+
+    const bool depthwise = b.family == static_cast<int32_t>(Family::depthwise);
+    const bool no_padding = !c.pad_top && !c.pad_bottom && !c.pad_left && !c.pad_right;
+    const bool pointwise = b.kernel_h == 1 && b.kernel_w == 1 && no_padding;
+    g.source_step_h = pointwise ? c.stride_h : 1;
+    g.source_step_w = pointwise ? c.stride_w : 1;
+    g.step_h = pointwise ? 1 : c.stride_h;
+    g.step_w = pointwise ? 1 : c.stride_w;
+
+    ImageLayout& l = g.image;
+    l.top = c.pad_top;
+    l.left = c.pad_left;
+    l.height = pointwise ? g.out_h : c.height + c.pad_top + c.pad_bottom;
+    l.width = pointwise ? g.out_w : c.width + c.pad_left + c.pad_right;
+    const int64_t channels = b.in_channels * b.groups;
+    if (depthwise) {
+        l.groups = 1;
+        l.group_channels = channels;
+        l.group_pad = l.pitch = round_up(channels, kPanel);
+    } else {
+        l.groups = b.groups;
+        l.group_channels = b.in_channels;
+        l.group_pad = b.channel_pad;
+        l.pitch = b.groups * b.channel_pad;
+    }
+    g.uniform = pointwise && b.groups == 1 && !depthwise;
+
+    // A kernel row's taps are neighbours in memory when nothing lies between them.
+    const bool rows_contiguous = !depthwise && b.groups == 1 && c.dilation_w == 1;
+    const int64_t per_row = rows_contiguous ? 1 : b.kernel_w;
+    g.segment_bytes = b.channel_pad * (rows_contiguous ? b.kernel_w : 1);
+    for (int64_t i = 0; i < b.kernel_h; ++i)
+        for (int64_t j = 0; j < per_row; ++j)
+            g.segments.push_back((i * c.dilation_h * l.width + j * c.dilation_w) * l.pitch);
+    return g;
+}
+
+}  // namespace fastcompress

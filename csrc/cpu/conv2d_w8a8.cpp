@@ -1,0 +1,264 @@
+// conv2d_w8a8: a chunk of images at a time, (1) quantize them into a padded NHWC image, (2) for kernels that need plain
+// matrices, gather the taps of each pixel, (3) GEMM or depthwise rows with the epilogue, (4) for NCHW output, transpose.
+// All in one parallel region with barriers between the steps.
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <stdexcept>
+
+#include "conv2d_geometry.h"
+#include "dispatch.h"
+#include "epilogue_setup.h"
+#include "gemm_driver.h"
+#include "transpose.h"
+#include "workspace.h"
+
+namespace fastcompress {
+namespace {
+
+constexpr int64_t kChunkBytes = 1 << 20;         // quantized image (or gathered matrix) of a chunk: fits L2
+constexpr int64_t kDepthwiseScratch = 1 << 15;   // accumulators of one run of pixels: fits L1
+
+class Conv {
+   public:
+    Conv(const BlobHeader& blob, const ConvCall& call)
+        : blob_(blob), call_(call), table_(current_table()), g_(conv_geometry(blob, call)) {
+        depthwise_ = blob.family == static_cast<int32_t>(Family::depthwise);
+        gather_ = !depthwise_ && table_.uniform_rows && !g_.uniform;
+        channels_ = blob.in_channels * blob.groups;
+        source_ = {call.x,   call.x_dtype, call.channels_last, channels_, call.height, call.width, g_.source_step_h,
+                   g_.source_step_w, 1.0f / blob.input_scale, blob.input_zero_point};
+        const ImageLayout& l = g_.image;
+        // The caller's own u8 image serves when nothing needs to be added to it.
+        in_place_ = call.x_dtype == DType::u8 && call.channels_last && l.pitch == channels_ &&
+                    l.height == call.height && l.width == call.width && (!g_.uniform || l.pitch == blob.k_pad);
+        const int64_t per_image = gather_ ? g_.pixels() * blob.k_pad * blob.groups : l.image_bytes();
+        chunk_ = std::min(call.batch, std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, per_image)));
+        threads_ = gemm_threads(call.threads, call.batch * g_.pixels() * blob.out_channels * blob.k_pad);
+        reserve();
+    }
+
+    void run() {
+        const Epilogue epilogue = make_epilogue(blob_, call_.out, "conv2d_w8a8");
+        for (int64_t first = 0; first < call_.batch; first += chunk_) queues_.emplace_back(*this, first);
+        parallel(threads_, [&](Team& team) {
+            for (Chunk& chunk : queues_) run_chunk(chunk, epilogue, team);
+        });
+    }
+
+   private:
+    // The work of a chunk of images, handed out step by step.
+    struct Chunk {
+        Chunk(const Conv& c, int64_t first_image)
+            : first(first_image),
+              images(std::min(c.chunk_, c.call_.batch - first_image)),
+              plan(plan_gemm(c.table_, images * c.g_.pixels(), c.blob_.out_channels / c.blob_.groups, c.threads_)),
+              build(c.in_place_ ? 0 : images * c.g_.image.height),
+              offsets(images * c.g_.out_h),
+              compute(c.depthwise_ ? images * c.g_.out_h : plan.tasks() * c.blob_.groups),
+              finish(images * ceil_div(c.blob_.out_channels, kPanel)) {}
+        int64_t first, images;
+        GemmPlan plan;
+        TaskQueue build, offsets, compute, finish;
+    };
+
+    void reserve() {
+        const ImageLayout& l = g_.image;
+        const int64_t pixels = chunk_ * g_.pixels();
+        const int64_t image = in_place_ ? 0 : chunk_ * l.image_bytes() + 64;
+        const int64_t gathered = gather_ ? pixels * blob_.k_pad * blob_.groups : 0;
+        const int64_t offsets = needs_offsets() ? pixels : 0;
+        const int64_t element = dtype_bytes(call_.out.dtype);
+        const int64_t nhwc_out = call_.channels_last ? 0 : pixels * blob_.out_channels * element;
+        const int64_t nhwc_residual =
+            call_.channels_last || !call_.out.residual
+                ? 0
+                : pixels * blob_.out_channels * dtype_bytes(call_.out.residual_dtype);
+        run_pixels_ = std::max<int64_t>(1, std::min(g_.out_w, kDepthwiseScratch / 4 / l.pitch));
+        per_thread_ = round_up(std::max({static_cast<int64_t>(kScratchBytes), image_row_scratch(source_),
+                                         depthwise_ ? run_pixels_ * l.pitch * 4 : 0}),
+                               64);
+        Workspace& w = Workspace::local();
+        auto size = [](int64_t bytes) { return Workspace::size(static_cast<size_t>(bytes)); };
+        w.reset(size(image) + size(gathered) + size(offsets * 8) + size(nhwc_out) + size(nhwc_residual) +
+                size(per_thread_ * threads_) + size(tap_count() * 8));
+        image_ = w.take_array<uint8_t>(image);
+        gathered_ = w.take_array<uint8_t>(gathered);
+        offsets_ = w.take_array<int64_t>(offsets);
+        nhwc_out_ = w.take_array<uint8_t>(nhwc_out);
+        nhwc_residual_ = w.take_array<uint8_t>(nhwc_residual);
+        scratch_ = w.take_array<uint8_t>(per_thread_ * threads_);
+        taps_ = w.take_array<int64_t>(tap_count());
+        const int64_t taps = static_cast<int64_t>(g_.segments.size());
+        for (int64_t t = 0; t < tap_count(); ++t) taps_[t] = g_.segments[static_cast<size_t>(t < taps ? t : 0)];
+    }
+
+    bool needs_offsets() const { return !depthwise_ && !gather_ && !g_.uniform; }
+    int64_t tap_count() const { return round_up(static_cast<int64_t>(g_.segments.size()), 4); }
+
+    const uint8_t* images(const Chunk& chunk) const {
+        return in_place_ ? static_cast<const uint8_t*>(call_.x) + chunk.first * g_.image.image_bytes() : image_;
+    }
+
+    void run_chunk(Chunk& chunk, const Epilogue& epilogue, Team& team) {
+        uint8_t* scratch = scratch_ + per_thread_ * team.thread();
+        for (int64_t t; chunk.build.next(&t);)
+            build_image_row(table_, source_, g_.image, chunk.first + t / g_.image.height, t % g_.image.height,
+                            image_ + t * g_.image.row_bytes(), scratch);
+        if (gather_) team.barrier();  // gathering reads the image; plain offsets do not
+        if (gather_ || needs_offsets())
+            for (int64_t t; chunk.offsets.next(&t);) prepare_row(chunk, t);
+        if (nhwc_residual_needed()) load_residual(chunk, team);
+        team.barrier();
+        const Epilogue local = chunk_epilogue(epilogue, chunk);
+        for (int64_t t; chunk.compute.next(&t);) {
+            if (depthwise_) {
+                depthwise_row(chunk, local, t, reinterpret_cast<int32_t*>(scratch));
+            } else {
+                gemm_task(chunk, local, t, reinterpret_cast<int32_t*>(scratch));
+            }
+        }
+        team.barrier();
+        if (!call_.channels_last) {
+            for (int64_t t; chunk.finish.next(&t);) store_channels_first(chunk, t);
+            team.barrier();
+        }
+    }
+
+    // Output row `t` of the chunk: where its pixels' taps begin, or the taps themselves.
+    void prepare_row(const Chunk& chunk, int64_t t) {
+        const int64_t image = t / g_.out_h, y = t % g_.out_h;
+        const int64_t base = image * g_.image.image_bytes();
+        for (int64_t x = 0; x < g_.out_w; ++x) {
+            const int64_t pixel = t * g_.out_w + x;
+            const int64_t offset = base + g_.pixel_offset(y, x);
+            if (!gather_) {
+                offsets_[pixel] = offset;
+                continue;
+            }
+            for (int64_t g = 0; g < blob_.groups; ++g) {
+                uint8_t* to = gathered_ + (g * chunk.images * g_.pixels() + pixel) * blob_.k_pad;
+                uint8_t* const end = to + blob_.k_pad;
+                const uint8_t* from = images(chunk) + offset + g * blob_.channel_pad;
+                for (int64_t segment : g_.segments) {
+                    std::memcpy(to, from + segment, static_cast<size_t>(g_.segment_bytes));
+                    to += g_.segment_bytes;
+                }
+                std::memset(to, 0, static_cast<size_t>(end - to));
+            }
+        }
+    }
+
+    // Rows of a chunk are numbered from its first image; operands move along with it.
+    Epilogue chunk_epilogue(Epilogue e, const Chunk& chunk) const {
+        const int64_t first_row = chunk.first * g_.pixels();
+        if (call_.channels_last) {
+            e.out = static_cast<uint8_t*>(e.out) + first_row * blob_.out_channels * dtype_bytes(e.out_dtype);
+            if (e.residual)
+                e.residual = static_cast<const uint8_t*>(e.residual) +
+                             first_row * blob_.out_channels * dtype_bytes(e.residual_dtype);
+        } else {
+            e.out = nhwc_out_;
+            if (e.residual) e.residual = nhwc_residual_;
+        }
+        return e;
+    }
+
+    void gemm_task(const Chunk& chunk, Epilogue e, int64_t t, int32_t* scratch) const {
+        const int64_t group = t / chunk.plan.tasks();
+        const int64_t per_group = blob_.out_channels / blob_.groups;
+        e.weight_scale += group * blob_.panels * kPanel;
+        e.column_sum += group * blob_.panels * kPanel;
+        if (e.bias) e.bias += group * blob_.panels * kPanel;
+        e.out = static_cast<uint8_t*>(e.out) + group * per_group * dtype_bytes(e.out_dtype);
+        if (e.residual)
+            e.residual =
+                static_cast<const uint8_t*>(e.residual) + group * per_group * dtype_bytes(e.residual_dtype);
+        GemmProblem p{};
+        p.table = &table_;
+        p.epilogue = e;
+        p.rows = chunk.images * g_.pixels();
+        p.columns = per_group;
+        p.panels = blob_.panels;
+        p.panel_stride = blob_.k_pad * kPanel;
+        p.b = blob_panels(blob_) + group * blob_.panels * p.panel_stride;
+        if (gather_ || g_.uniform) {
+            p.a = gather_ ? gathered_ + group * p.rows * blob_.k_pad : images(chunk);
+            p.a_stride = gather_ ? blob_.k_pad : g_.image.pitch;
+            p.segments = 1;
+            p.segment_quads = blob_.k_pad / 4;
+        } else {
+            p.a = images(chunk) + group * blob_.channel_pad;
+            p.row_offset = offsets_;
+            p.segment_offset = g_.segments.data();
+            p.segments = static_cast<int64_t>(g_.segments.size());
+            p.segment_quads = g_.segment_bytes / 4;
+        }
+        run_gemm_task(p, chunk.plan, t % chunk.plan.tasks(), scratch);
+    }
+
+    void depthwise_row(const Chunk& chunk, const Epilogue& e, int64_t t, int32_t* scratch) const {
+        const int64_t image = t / g_.out_h, y = t % g_.out_h;
+        DepthwiseRow row{};
+        row.pixel_step = g_.step_w * g_.image.pitch;
+        row.tap_offset = taps_;
+        row.tap_quads = blob_.k_pad / 4;
+        row.w = blob_panels(blob_);
+        row.channels = g_.image.pitch;
+        row.acc = scratch;
+        row.acc_ld = g_.image.pitch;
+        for (int64_t x = 0; x < g_.out_w; x += run_pixels_) {
+            row.pixels = std::min(run_pixels_, g_.out_w - x);
+            row.a = images(chunk) + image * g_.image.image_bytes() + g_.pixel_offset(y, x);
+            table_.depthwise(row);
+            table_.epilogue(e, scratch, row.acc_ld, t * g_.out_w + x, row.pixels, 0, blob_.out_channels);
+        }
+    }
+
+    bool nhwc_residual_needed() const { return !call_.channels_last && call_.out.residual; }
+
+    // NCHW residual of the chunk -> NHWC, a few images per thread at most: a rare combination, kept simple.
+    void load_residual(const Chunk& chunk, Team& team) {
+        const int64_t element = dtype_bytes(call_.out.residual_dtype), image = g_.pixels() * blob_.out_channels;
+        for (int64_t i = team.thread(); i < chunk.images; i += team.threads())
+            transpose(element, static_cast<const uint8_t*>(call_.out.residual) + (chunk.first + i) * image * element,
+                      g_.pixels(), blob_.out_channels, g_.pixels(), nhwc_residual_ + i * image * element,
+                      blob_.out_channels);
+    }
+
+    // Task t: sixteen channels of one image.
+    void store_channels_first(const Chunk& chunk, int64_t t) const {
+        const int64_t groups = ceil_div(blob_.out_channels, kPanel);
+        const int64_t image = t / groups, channel = t % groups * kPanel;
+        const int64_t count = std::min(kPanel, blob_.out_channels - channel);
+        const int64_t element = dtype_bytes(call_.out.dtype), plane = g_.pixels();
+        const uint8_t* from = nhwc_out_ + (image * plane * blob_.out_channels + channel) * element;
+        uint8_t* to = static_cast<uint8_t*>(call_.out.data) +
+                      ((chunk.first + image) * blob_.out_channels + channel) * plane * element;
+        transpose(element, from, blob_.out_channels, plane, count, to, plane);
+    }
+
+    const BlobHeader& blob_;
+    const ConvCall& call_;
+    const KernelTable& table_;
+    ConvGeometry g_;
+    ImageSource source_{};
+    bool depthwise_ = false, gather_ = false, in_place_ = false;
+    int64_t channels_ = 0, chunk_ = 1, run_pixels_ = 1, per_thread_ = 0;
+    int threads_ = 1;
+    uint8_t *image_ = nullptr, *gathered_ = nullptr, *nhwc_out_ = nullptr, *nhwc_residual_ = nullptr,
+            *scratch_ = nullptr;
+    int64_t *offsets_ = nullptr, *taps_ = nullptr;
+    std::deque<Chunk> queues_;
+};
+
+}  // namespace
+
+void conv2d_w8a8(const BlobHeader& blob, const ConvCall& call) {
+    if (blob.family == static_cast<int32_t>(Family::linear))
+        throw std::invalid_argument("conv2d_w8a8: the packed weights belong to a linear layer; use linear_w8a8");
+    if (call.batch == 0) return;
+    Conv(blob, call).run();
+}
+
+}  // namespace fastcompress

@@ -1,0 +1,132 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "features.h"
+#include "tables.h"
+
+namespace fastcompress {
+namespace {
+
+constexpr const char* kNames[kIsaCount] = {"generic", "avx2", "avxvnni", "avx512", "avx512vnni", "amxint8"};
+
+// `small`: the kernels for few rows, null where the main one serves them as well.
+constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, const W8A8Table* small) {
+    return {isa,
+            kNames[static_cast<int>(isa)],
+            w.gemm,
+            w.gemm_name,
+            w.k_unit,
+            w.tile_rows,
+            w.uniform_rows,
+            small ? small->gemm : nullptr,
+            small ? int64_t{4} : int64_t{0},
+            w.depthwise ? w.depthwise : small->depthwise,
+            e.epilogue,
+            e.quantize,
+            e.range};
+}
+
+const ElementwiseTable& elementwise_table(Isa isa) {
+#if defined(FASTCOMPRESS_X86)
+    if (isa >= Isa::avx512) return kElementwise_avx512;
+    if (isa >= Isa::avx2) return kElementwise_avx2;
+#endif
+    (void)isa;
+    return kElementwise_generic;
+}
+
+std::string supported_names() {
+    std::string names;
+    for (Isa isa : compiled_isas())
+        if (isa_supported(isa)) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+    return names;
+}
+
+Isa parse(const std::string& name, const char* origin) {
+    for (Isa isa : compiled_isas()) {
+        if (name != isa_name(isa)) continue;
+        if (!isa_supported(isa))
+            throw std::runtime_error(std::string(origin) + "='" + name +
+                                     "' is not supported by this CPU; supported here: " + supported_names());
+        return isa;
+    }
+    throw std::runtime_error(std::string(origin) + "='" + name + "' is unknown; supported here: " + supported_names());
+}
+
+Isa choose() {
+    if (const char* forced = std::getenv("FASTCOMPRESS_ISA"); forced && *forced)
+        return parse(forced, "FASTCOMPRESS_ISA");
+    Isa best = Isa::generic;
+    for (Isa isa : compiled_isas())
+        if (isa_supported(isa)) best = isa;
+    return best;
+}
+
+std::atomic<const KernelTable*>& chosen() {
+    static std::atomic<const KernelTable*> table{nullptr};
+    return table;
+}
+
+}  // namespace
+
+const W8A8Table& w8a8_table(Isa isa) {
+    switch (isa) {
+#if defined(FASTCOMPRESS_X86)
+        case Isa::avx2:
+            return kW8A8_avx2;
+        case Isa::avxvnni:
+            return kW8A8_avxvnni;
+        case Isa::avx512:
+            return kW8A8_avx512;
+        case Isa::avx512vnni:
+            return kW8A8_avx512vnni;
+        case Isa::amxint8:
+            return kW8A8_amxint8;
+#endif
+        default:
+            return kW8A8_generic;
+    }
+}
+
+const char* isa_name(Isa isa) { return isa_name(static_cast<int32_t>(isa)); }
+
+const char* isa_name(int32_t code) { return code >= 0 && code < kIsaCount ? kNames[code] : "unknown"; }
+
+std::vector<Isa> compiled_isas() {
+#if defined(FASTCOMPRESS_X86)
+    return {Isa::generic, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::avx512vnni, Isa::amxint8};
+#else
+    return {Isa::generic};
+#endif
+}
+
+const KernelTable& table_for(Isa isa) {
+    static const auto tables = [] {
+        std::vector<KernelTable> all;
+        for (int i = 0; i < kIsaCount; ++i) {
+            const Isa each = static_cast<Isa>(i);
+            const W8A8Table* small = each == Isa::amxint8 ? &w8a8_table(Isa::avx512vnni) : nullptr;
+            all.push_back(combine(each, w8a8_table(each), elementwise_table(each), small));
+        }
+        return all;
+    }();
+    return tables[static_cast<size_t>(isa)];
+}
+
+const KernelTable& current_table() {
+    const KernelTable* table = chosen().load(std::memory_order_acquire);
+    if (!table) {
+        table = &table_for(choose());
+        chosen().store(table, std::memory_order_release);
+    }
+    return *table;
+}
+
+void set_isa(const std::string& name) {
+    chosen().store(&table_for(parse(name, "isa")), std::memory_order_release);
+}
+
+}  // namespace fastcompress

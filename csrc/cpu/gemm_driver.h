@@ -1,0 +1,42 @@
+// Splits a GEMM with epilogue over threads: shared by linear and convolution.
+#pragma once
+
+#include "fastcompress/kernels.h"
+#include "parallel.h"
+
+namespace fastcompress {
+
+// C scratch of one thread: kTileRows x kTileColumns int32.
+constexpr int64_t kTileColumns = 64;
+constexpr int64_t kMaxTileRows = 32;
+constexpr size_t kScratchBytes = static_cast<size_t>(kMaxTileRows * kTileColumns) * sizeof(int32_t);
+
+struct GemmProblem {
+    const KernelTable* table;
+    Epilogue epilogue;
+    int64_t rows, columns, panels;
+    // As in GemmBlock.
+    const uint8_t* a;
+    const int64_t* row_offset;
+    int64_t a_stride;
+    const int64_t* segment_offset;
+    int64_t segments, segment_quads;
+    const int8_t* b;
+    int64_t panel_stride;
+    int64_t row0;  // output row of the problem's first row
+};
+
+// How the output is cut into tasks; pure arithmetic.
+struct GemmPlan {
+    int64_t row_block, row_tasks, column_tasks;
+    int64_t tasks() const { return row_tasks * column_tasks; }
+};
+GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int threads);
+
+// Task `task` of the plan, on this thread's scratch.
+void run_gemm_task(const GemmProblem& problem, const GemmPlan& plan, int64_t task, int32_t* scratch);
+
+// Threads worth starting for so many multiply-adds.
+int gemm_threads(int requested, int64_t multiply_adds);
+
+}  // namespace fastcompress

@@ -1,0 +1,39 @@
+// Four-byte dot products with 512-bit registers: exact widening to int16 on plain AVX-512, vpdpbusd with VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+inline int32_t load_quad(const uint8_t* p) {
+    int32_t q;
+    __builtin_memcpy(&q, p, 4);
+    return q;
+}
+
+struct Dot512Base {
+    static constexpr int lanes = 16;
+    using Acc = __m512i;
+    static Acc zero() { return _mm512_setzero_si512(); }
+    static void store(int32_t* p, Acc a) { _mm512_storeu_si512(p, a); }
+    static __m512i load(const int8_t* p) { return _mm512_loadu_si512(p); }
+};
+
+// 64 bytes { p0[c], p1[c], p2[c], p3[c] }: dwords transposed across lanes, then bytes inside each lane.
+struct Gather512 {
+    static __m512i interleave(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
+        const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const __m512i bytes = _mm512_broadcast_i32x4(
+            _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+        __m512i x = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p0)));
+        x = _mm512_inserti32x4(x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p1)), 1);
+        x = _mm512_inserti32x4(x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p2)), 2);
+        x = _mm512_inserti32x4(x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p3)), 3);
+        return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, x), bytes);
+    }
+    static __m512i part(__m512i bytes, int) { return bytes; }
+};
+
+}  // namespace

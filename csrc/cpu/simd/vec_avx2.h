@@ -1,0 +1,74 @@
+// Eight float lanes with AVX2 + F16C. Same operations, same results as vec_generic.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+struct Vec {
+    static constexpr int width = 8;
+    using F = __m256;
+    using I = __m256i;
+
+    static F set(float x) { return _mm256_set1_ps(x); }
+    static I seti(int32_t x) { return _mm256_set1_epi32(x); }
+    static F load(const float* p) { return _mm256_loadu_ps(p); }
+    static I loadi(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static F load_bf16(const uint16_t* p) {
+        __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    static F load_f16(const uint16_t* p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+    static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+    static void storei(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+    static void store_bf16(uint16_t* p, F a) {
+        __m256i u = _mm256_castps_si256(a);
+        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+        __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+        __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
+        __m256i r = _mm256_castps_si256(
+            _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
+        r = _mm256_srli_epi32(r, 16);
+        __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+    }
+    static void store_f16(uint16_t* p, F a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                         _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    static void store_byte(uint8_t* p, I a) {
+        a = _mm256_and_si256(a, _mm256_set1_epi32(0xff));
+        __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+    }
+    static F add(F a, F b) { return _mm256_add_ps(a, b); }
+    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+    static F div(F a, F b) { return _mm256_div_ps(a, b); }
+    static F min(F a, F b) { return _mm256_min_ps(a, b); }
+    static F max(F a, F b) { return _mm256_max_ps(a, b); }
+    static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+    static F select_negative(F a, F x, F y) {
+        return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_LT_OQ));
+    }
+    static F nan_to_zero(F a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
+    static I round(F a) { return _mm256_cvtps_epi32(a); }
+    static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+    static I addi(I a, I b) { return _mm256_add_epi32(a, b); }
+    static I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
+    static I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
+    static I maxi(I a, I b) { return _mm256_max_epi32(a, b); }
+    static F exp2i(I n) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+    }
+    static I magnitude_bits(F a) {
+        return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));
+    }
+};
+
+}  // namespace

@@ -1,0 +1,48 @@
+// Every table of function pointers that an ISA source defines. Constant-initialised plain data: loading the library
+// runs no code of an ISA the CPU may lack.
+#pragma once
+
+#include "fastcompress/kernels.h"
+
+namespace fastcompress {
+
+// Shared by all ISAs of one vector width.
+struct ElementwiseTable {
+    decltype(KernelTable::epilogue) epilogue;
+    decltype(KernelTable::quantize) quantize;
+    decltype(KernelTable::range) range;
+};
+
+// One ISA's w8a8 kernels.
+struct W8A8Table {
+    decltype(KernelTable::gemm) gemm;
+    const char* gemm_name;
+    int64_t k_unit;
+    int64_t tile_rows;
+    bool uniform_rows;
+    decltype(KernelTable::depthwise) depthwise;
+    // Register-only loop of the family's multiply instruction: operations per call of `iterations` loops.
+    int64_t (*ceiling)(int64_t iterations);
+};
+
+extern const ElementwiseTable kElementwise_generic;
+extern const W8A8Table kW8A8_generic;
+#if defined(FASTCOMPRESS_X86)
+extern const ElementwiseTable kElementwise_avx2;
+extern const ElementwiseTable kElementwise_avx512;
+extern const W8A8Table kW8A8_avx2;
+extern const W8A8Table kW8A8_avxvnni;
+extern const W8A8Table kW8A8_avx512;
+extern const W8A8Table kW8A8_avx512vnni;
+extern const W8A8Table kW8A8_amxint8;
+
+// Register-only loops of the float units; return the operations done.
+int64_t ceiling_fp32_avx2(int64_t iterations);
+int64_t ceiling_fp32_avx512(int64_t iterations);
+int64_t ceiling_bf16_avx512(int64_t iterations);
+int64_t ceiling_bf16_amx(int64_t iterations);
+#endif
+
+const W8A8Table& w8a8_table(Isa isa);  // dispatch.cpp
+
+}  // namespace fastcompress

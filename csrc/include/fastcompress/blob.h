@@ -1,0 +1,101 @@
+// Packed weights: one buffer that holds everything a layer needs, made for one ISA.
+//
+//     | header 256 | panels | column sums | weight scales | bias |
+//
+// Panels are n16k4 (kernels.h), one set per group. The reduction runs over (kernel row, kernel column, channel), with
+// channels padded to a multiple of four (not for depthwise: one channel a group, the reduction runs over taps):
+//
+//     linear     K = in_features                      channel_pad = round_up(K, 4)
+//     conv2d     K = kh * kw * channel_pad            channel_pad = round_up(C / groups, 4)
+//     depthwise  K = kh * kw, the C channels are n    channel_pad = 1
+//
+// and is then padded to k_pad, a multiple of the ISA's k_unit. Padding holds zero weights.
+#pragma once
+
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "fastcompress/types.h"
+
+namespace fastcompress {
+
+enum class Family : int32_t { linear = 0, conv2d = 1, depthwise = 2 };
+
+constexpr uint32_t kBlobMagic = 0x4b504346u;  // "FCPK"
+constexpr int32_t kBlobVersion = 1;
+constexpr int64_t kHeaderBytes = 256;
+
+struct BlobHeader {
+    uint32_t magic;
+    int32_t version;
+    int32_t family;
+    int32_t isa;
+    int64_t total_bytes;
+    int64_t out_channels;
+    int64_t in_channels;  // per group
+    int64_t groups;
+    int64_t kernel_h, kernel_w;
+    int64_t channel_pad;
+    int64_t k_pad;
+    int64_t panels;  // per group
+    int64_t panels_offset, column_sum_offset, scale_offset, bias_offset;  // bytes from the start
+    int32_t has_bias;
+    int32_t input_mode;
+    float input_scale;
+    int32_t input_zero_point;
+    int32_t activation;
+    int32_t weight_rank;  // 2 or 4
+    uint64_t payload_checksum;
+    uint8_t reserved[96];
+    uint64_t header_checksum;  // of the bytes before it
+};
+static_assert(sizeof(BlobHeader) == kHeaderBytes, "the header is part of the format");
+
+// Canonical description of a layer; pointers are borrowed.
+struct LayerSpec {
+    const int8_t* weight = nullptr;  // [out, in_channels, kernel_h, kernel_w], C-contiguous
+    const float* weight_scale = nullptr;
+    const float* bias = nullptr;
+    int64_t out_channels = 0, in_channels = 0, groups = 1, kernel_h = 1, kernel_w = 1;
+    int32_t weight_rank = 2;
+    InputMode input_mode = InputMode::per_tensor;
+    float input_scale = 1.0f;
+    int32_t input_zero_point = 0;
+    Activation activation = Activation::none;
+};
+
+// All throw std::invalid_argument (bad layer) or BlobError (bad blob).
+struct BlobError : std::exception {
+    explicit BlobError(std::string text) : text_(std::move(text)) {}
+    const char* what() const noexcept override { return text_.c_str(); }
+
+   private:
+    std::string text_;
+};
+
+// Header for a layer on the current ISA, checksums not yet set; total_bytes says how much memory pack needs.
+BlobHeader plan_blob(const LayerSpec& spec);
+void pack_blob(const LayerSpec& spec, uint8_t* blob, int64_t bytes);
+
+// O(1): magic, version, size, header checksum, and (unless any_isa) that the blob was made for the current ISA.
+const BlobHeader& open_blob(const uint8_t* blob, int64_t bytes, bool any_isa = false);
+// Payload checksum as well.
+void verify_blob(const uint8_t* blob, int64_t bytes);
+// The weights of an opened blob, [out, in_channels, kernel_h, kernel_w]. Scales and bias lie in the blob as they are.
+void unpack_weight(const uint8_t* blob, int8_t* weight);
+
+inline const int8_t* blob_panels(const BlobHeader& h) {
+    return reinterpret_cast<const int8_t*>(&h) + h.panels_offset;
+}
+inline const int32_t* blob_column_sums(const BlobHeader& h) {
+    return reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(&h) + h.column_sum_offset);
+}
+inline const float* blob_scales(const BlobHeader& h) {
+    return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(&h) + h.scale_offset);
+}
+inline const float* blob_bias(const BlobHeader& h) {
+    return h.has_bias ? reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(&h) + h.bias_offset) : nullptr;
+}
+
+}  // namespace fastcompress

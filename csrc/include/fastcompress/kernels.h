@@ -1,0 +1,85 @@
+// What an instruction set offers: one table of function pointers per ISA. Drivers (csrc/cpu/*.cpp, compiled for the
+// baseline CPU) split the work and call through a table; kernels never see a tensor and never check their arguments.
+#pragma once
+
+#include "fastcompress/epilogue.h"
+#include "fastcompress/types.h"
+
+namespace fastcompress {
+
+// C[rows, 16 * panels] = A[rows, K] * B[K, 16 * panels], u8 x s8 -> s32, C overwritten.
+//
+// B is packed "n16k4": panel p holds output channels 16p .. 16p+15,
+//
+//     byte offset inside a panel = (k / 4) * 64 + n * 4 + (k % 4)
+//
+//      k0..k3 of n0 | k0..k3 of n1 | ... | k0..k3 of n15      <- 64 bytes, one zmm / one row of an AMX tile
+//      k4..k7 of n0 | ...
+//
+// A row starts at a + row_offset[m] (bytes), or a + m * a_stride when row_offset is null. Its K bytes are `segments` runs
+// of 4 * segment_quads bytes; run s starts segment_offset[s] bytes after the row's start. A plain matrix is one run.
+// Kernels whose table says `uniform_rows` take one run and a constant a_stride only.
+// Bytes beyond K in the last quad (or AMX step, see k_unit) must be readable; B is zero there.
+struct GemmBlock {
+    const uint8_t* a;
+    const int64_t* row_offset;
+    int64_t a_stride;
+    const int64_t* segment_offset;
+    int64_t segments;
+    int64_t segment_quads;
+    const int8_t* b;
+    int64_t panel_stride;  // bytes from one panel to the next
+    int32_t* c;
+    int64_t ldc;  // elements
+    int64_t rows;
+    int64_t panels;
+};
+
+// One run of output pixels of a depthwise convolution, all of one image row.
+//
+//   acc[x, c] = sum_t a[x * pixel_step + tap_offset[t] + c] * w[c, t]      c in [0, channels), channels a multiple of 16
+//
+// w is n16k4 with k = tap; taps are padded to a multiple of four with weight 0 and a valid offset.
+// acc is [pixels, acc_ld] int32. The taps form kernel_h rows of kernel_w: tap_offset[i * kernel_w + j].
+struct DepthwiseRow {
+    const uint8_t* a;
+    int64_t pixel_step;  // bytes
+    const int64_t* tap_offset;
+    int64_t tap_quads;
+    const int8_t* w;
+    int64_t channels;
+    int64_t pixels;
+    int32_t* acc;
+    int64_t acc_ld;
+};
+
+struct KernelTable {
+    Isa isa;
+    const char* name;
+
+    // GEMM. k_unit: K is padded to this many bytes; tile_rows: a good number of rows per call.
+    void (*gemm)(const GemmBlock&);
+    const char* gemm_name;
+    int64_t k_unit;
+    int64_t tile_rows;
+    bool uniform_rows;
+
+    // For few rows (up to small_rows), when the main kernel wastes work on them; same packed layout. Null: none.
+    void (*gemm_small)(const GemmBlock&);
+    int64_t small_rows;
+
+    void (*depthwise)(const DepthwiseRow&);
+
+    // acc is [rows, acc_ld], covering output rows row0.. and channels col0..col0+cols (col0 a multiple of kPanel).
+    void (*epilogue)(const Epilogue&, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
+                     int64_t cols);
+
+    // out[i] = clamp(rint(x[i] * inverse_scale) + zero_point, qmin, qmax), low byte; NaN -> zero_point. x: f32, bf16, f16.
+    void (*quantize)(const void* x, DType dtype, int64_t count, float inverse_scale, int32_t zero_point, int32_t qmin,
+                     int32_t qmax, uint8_t* out);
+
+    // lo = min(0, min x), hi = max(0, max x); returns false (lo, hi unspecified) when x holds a NaN or an infinity.
+    bool (*range)(const void* x, DType dtype, int64_t count, float* lo, float* hi);
+};
+
+}  // namespace fastcompress

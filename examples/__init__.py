@@ -1,0 +1,3 @@
+"""Runnable examples: ``python -m examples.demo``."""
+
+__all__: list[str] = []

@@ -1,0 +1,204 @@
+"""``make demo``: quantize two pretrained networks to int8 and compare them with the dense ones: size, speed, agreement.
+
+- all-MiniLM-L6-v2 (sentence embeddings), dynamic int8. Text: the Python language reference and scikit-learn's data set
+  descriptions, both part of what is installed; no document serves calibration and evaluation alike.
+- EfficientNet-Lite0 (ImageNet classes), static int8. Images: crops of the photos inside scikit-image's and
+  scikit-learn's packages; no photo serves both.
+
+The dense time is the best of torch fp32 eager, fp32 compiled and bf16. Writes nothing outside a temporary folder. Exit
+status 1 when a quantized network agrees with its fp32 original less than it has to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+import fastcompress as fc
+from benchmarks.harness.timing import Budget, interleave
+from benchmarks.models.dense import Inputs, call, dense_candidates, strongest
+from examples.real_models import embed, load_efficientnet_lite0, load_minilm, photo_crops, sentences, tokenize
+
+__all__ = ["main"]
+
+TOKENS = 128
+OURS = "int8"
+TEXT = "text: the Python language reference and scikit-learn's data set descriptions, split by document"
+IMAGES = "images: crops of the photos inside scikit-image's and scikit-learn's packages, split by photo"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How closely the compressed network follows the dense one, in words, and whether that is enough."""
+
+    text: str
+    enough: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network of the demo: how to quantize it, what to time, how to judge it."""
+
+    name: str
+    scheme: str
+    data: str
+    load: Callable[[], nn.Module]
+    calibration: Sequence[Inputs]
+    example: Inputs
+    judge: Callable[[nn.Module, nn.Module, Callable[[], None]], Agreement]
+    judge_steps: int
+    convolutional: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one line of the table shows."""
+
+    case: Case
+    model: nn.Module
+    dense_bytes: int
+    file_bytes: int
+    baseline: str
+    dense_ms: float
+    ours_ms: float
+    agreement: Agreement
+
+
+def minilm_case(quick: bool) -> Case:
+    """Return the sentence-embedding network; judged by the cosine between its embeddings and fp32's."""
+    _, tokenizer = load_minilm()
+    text, batch = sentences("evaluation", 64 if quick else 512), 32
+    batches = [text[start : start + batch] for start in range(0, len(text), batch)]
+
+    def tokens(split_text: list[str]) -> dict[str, Tensor]:
+        joined = [" ".join(split_text)]  # long enough to fill the 128 tokens that are timed
+        return tokenize(tokenizer, joined, max_length=TOKENS)
+
+    def judge(dense: nn.Module, compressed: nn.Module, advance: Callable[[], None]) -> Agreement:
+        cosines = []
+        for part in batches:
+            both = embed(dense, tokenizer, part), embed(compressed, tokenizer, part)
+            cosines.append(torch.sum(both[0] * both[1], dim=1))
+            advance()
+        cosine = torch.cat(cosines)
+        mean, least = cosine.mean().item(), cosine.min().item()
+        words = f"cosine of {len(cosine)} embeddings: mean {mean:.4f}, min {least:.4f}"
+        return Agreement(words, mean >= 0.999 and least >= 0.99)
+
+    calibration_text = sentences("calibration", 160)
+    calibration = [tokens(calibration_text[start : start + 20]) for start in range(0, 160, 20)]
+    example = tokens(text[:20])
+    return Case(
+        "all-MiniLM-L6-v2", "W8A8-dynamic", TEXT, lambda: load_minilm()[0], calibration, example, judge, len(batches)
+    )
+
+
+def efficientnet_case(quick: bool) -> Case:
+    """Return the image classifier; judged by how often its first choice is fp32's."""
+    batches = photo_crops("evaluation", 32 if quick else 304).split(16)
+
+    def judge(dense: nn.Module, compressed: nn.Module, advance: Callable[[], None]) -> Agreement:
+        same = []
+        for crops in batches:
+            same.append(dense(crops).argmax(1) == compressed(crops).argmax(1))
+            advance()
+        agreed = torch.cat(same).float().mean().item()
+        return Agreement(f"top-1 of {len(torch.cat(same))} crops: {agreed:.1%}", agreed >= 0.95)
+
+    calibration = list(photo_crops("calibration", 32 if quick else 96).split(8))
+    image = photo_crops("evaluation", 1).to(memory_format=torch.channels_last)
+    load, steps = load_efficientnet_lite0, len(batches)
+    return Case("EfficientNet-Lite0", "W8A8", IMAGES, load, calibration, image, judge, steps, convolutional=True)
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Return the size of a float model's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def save_and_load(case: Case, model: nn.Module) -> tuple[nn.Module, int]:
+    """Save a compressed model, load it into a fresh float one, and return that and the size of the files."""
+    with tempfile.TemporaryDirectory(prefix="fastcompress-demo-") as folder:
+        fc.save(model, folder)
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        return fc.load(folder, model=case.load()), size
+
+
+def run_case(case: Case, quick: bool, progress: Progress) -> Outcome:
+    """Quantize, save, load, time and judge one network; what is timed and judged is the loaded one."""
+    task = progress.add_task(case.name, total=4 + case.judge_steps, what="load")
+    advance = partial(progress.advance, task)
+    dense = case.load()
+    progress.update(task, advance=1, what=f"quantize ({case.scheme}), keeping what is faster")
+    quantized = fc.quantize(dense, case.scheme, calibration_data=case.calibration, example_inputs=case.example)
+    progress.update(task, advance=1, what="save and load")
+    compressed, file_bytes = save_and_load(case, quantized)
+    progress.update(task, advance=1, what="compile the dense baseline, then time all")
+    with torch.inference_mode():
+        baselines = dense_candidates(dense, case.example, compiled=not quick, convolutional=case.convolutional)
+        budget = Budget(0.1 if quick else 1.0)
+        times = interleave({OURS: lambda: call(compressed, case.example), **baselines.calls}, budget)
+        progress.update(task, advance=1, what="compare with fp32")
+        agreement = case.judge(dense, compressed, advance)
+    for name, why in baselines.skipped.items():
+        progress.console.print(f"{case.name}: no baseline '{name}': {why}", markup=False)
+    progress.update(task, what="done")
+    best = strongest(times, baselines.calls)
+    milliseconds = {name: timing.median * 1e3 for name, timing in times.items()}
+    return Outcome(
+        case, compressed, tensor_bytes(dense), file_bytes, best, milliseconds[best], milliseconds[OURS], agreement
+    )
+
+
+def results_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return the one table of the demo."""
+    table = Table(title=f"int8 against dense, batch 1, {torch.get_num_threads()} threads")
+    for header in ("network", "scheme", "size", "dense, strongest", "int8", "speed-up", "agreement with fp32"):
+        table.add_column(header, justify="left" if header in ("network", "scheme") else "right")
+    for seen in outcomes:
+        table.add_row(
+            seen.case.name,
+            seen.case.scheme,
+            f"{seen.dense_bytes / 1e6:.1f} → {seen.file_bytes / 1e6:.1f} MB",
+            f"{seen.dense_ms:.2f} ms ({seen.baseline})",
+            f"{seen.ours_ms:.2f} ms",
+            f"{seen.dense_ms / seen.ours_ms:.2f}×",
+            seen.agreement.text + ("" if seen.agreement.enough else "  TOO LOW"),
+        )
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less data and no compiled baseline, to see that it runs")
+    quick = parser.parse_args(argv).quick
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log file has no width to respect
+    counters = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[what]}"))
+    outcomes = []
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), *counters, console=console) as progress:
+        for make in (minilm_case, efficientnet_case):
+            outcomes.append(run_case(make(quick), quick, progress))
+    console.print(results_table(outcomes))
+    for seen in outcomes:
+        console.print(f"{seen.case.name}, {seen.case.data} into calibration and evaluation", highlight=False)
+    for seen in outcomes:
+        console.print(f"\n{seen.case.name}: what runs in each layer, and why")
+        console.print(str(fc.explain(seen.model, seen.case.example)), markup=False, highlight=False, soft_wrap=True)
+    return 0 if all(seen.agreement.enough for seen in outcomes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

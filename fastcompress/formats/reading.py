@@ -1,0 +1,83 @@
+"""The two files of a checkpoint, opened as a pair and read with every size checked first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from torch import Tensor
+
+from fastcompress.errors import CheckpointError
+from fastcompress.formats.manifest import MANIFEST_NAME, Manifest
+from fastcompress.formats.tensorfile import read_header, read_tensors
+
+__all__ = ["open_pair", "read_manifest", "read_tensor_file"]
+
+
+def _open(path: Path) -> BinaryIO:
+    # O_NONBLOCK: a pipe in the file's place must not block the open.
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = cast(BinaryIO, os.fdopen(os.open(path, flags), "rb", buffering=0))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CheckpointError(f"load: {path}: is not a regular file")
+    return file
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check ``fastcompress.json``; every fault is a `CheckpointError`."""
+    path = directory / MANIFEST_NAME
+    try:
+        with _open(path) as file:
+            return Manifest.from_bytes(file.read())
+    except FileNotFoundError:
+        raise CheckpointError(f"load: {path}: no such file; give a directory that fastcompress.save wrote") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"load: {path}: {error}") from None
+
+
+@contextlib.contextmanager
+def open_pair(directory: Path) -> Iterator[tuple[Manifest, BinaryIO]]:
+    """Yield the manifest and its tensor file, open for reading."""
+    manifest = read_manifest(directory)
+    try:
+        file = _open(directory / manifest.tensor_file)
+    except FileNotFoundError:
+        # A save may have replaced both files since the JSON was read; the new pair is then complete.
+        again = read_manifest(directory)
+        if again.tensor_file == manifest.tensor_file:
+            path = directory / manifest.tensor_file
+            raise CheckpointError(f"load: {path}: no such file, {MANIFEST_NAME} names it; copy both files") from None
+        manifest = again
+        file = _open(directory / manifest.tensor_file)
+    with file:
+        yield manifest, file
+
+
+def read_tensor_file(file: BinaryIO, manifest: Manifest) -> dict[str, Tensor]:
+    """Read the tensors after comparing size and header with the manifest, and compare the checksum.
+
+    Raises:
+        ValueError: the message names the tensor.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size != manifest.tensor_file_bytes:
+        raise ValueError(
+            f"the file has {size} bytes, {MANIFEST_NAME} says {manifest.tensor_file_bytes}; it is truncated or replaced"
+        )
+    infos, head = read_header(file, size)
+    found = {name: (info.dtype, info.shape) for name, info in infos.items()}
+    for name in sorted(found.keys() ^ manifest.tensors.keys()):
+        where = "this file" if name in found else MANIFEST_NAME
+        raise ValueError(f"tensor {name!r:.200}: is in {where} only")
+    for name, expected in manifest.tensors.items():
+        if found[name] != expected:
+            raise ValueError(f"tensor {name!r:.200}: is {found[name]} in this file, {expected} in {MANIFEST_NAME}")
+    tensors, sha256 = read_tensors(file, infos, head)
+    if sha256 != manifest.tensor_file_sha256:
+        raise ValueError(f"the SHA-256 of the file is not the one in {MANIFEST_NAME}; its tensors are corrupt")
+    return tensors

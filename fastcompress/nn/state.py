@@ -1,0 +1,100 @@
+"""``state_dict`` entries of a quantized layer: canonical tensors, checked before the layer changes."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..ops.packing import W8A8Canonical
+
+__all__ = ["read_state", "write_state"]
+
+
+def write_state(c: W8A8Canonical, destination: dict[str, Any], prefix: str) -> None:
+    """Put the canonical tensors of `c` (architecture §2) into `destination` under `prefix`."""
+    destination[prefix + "weight"] = c.weight
+    destination[prefix + "weight_scale"] = c.weight_scale
+    if c.bias is not None:
+        destination[prefix + "bias"] = c.bias
+    if c.input_mode == "static":
+        destination[prefix + "input_scale"] = torch.tensor(c.input_scale, dtype=torch.float32)
+        destination[prefix + "input_zero_point"] = torch.tensor(c.input_zero_point, dtype=torch.int32)
+
+
+def _mismatch(key: str, found: Any, expected: Tensor) -> str | None:
+    if not isinstance(found, Tensor):
+        return f"{key}: expected a tensor, got {type(found).__name__}"
+    if found.dtype != expected.dtype:
+        hint = (
+            "; load float weights into the float model, then quantize it"
+            if expected.dtype == torch.int8 and found.is_floating_point()
+            else ""
+        )
+        return f"{key}: dtype mismatch, the state dict has {found.dtype}, the layer holds {expected.dtype}{hint}"
+    if found.shape != expected.shape:
+        return f"{key}: shape mismatch, the state dict has {list(found.shape)}, the layer holds {list(expected.shape)}"
+    return None
+
+
+def read_state(
+    current: W8A8Canonical,
+    state_dict: dict[str, Any],
+    prefix: str,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> W8A8Canonical | None:
+    """Read a layer's entries; returns the new canonical layer, or None when nothing may change.
+
+    The last three lists are filled as ``nn.Module._load_from_state_dict`` does. Keys that are missing keep the
+    current value, so a partial load with ``strict=False`` works; any other fault leaves the layer as it is.
+    """
+    expected: dict[str, Any] = {}
+    write_state(current, expected, "")
+    found: dict[str, Tensor] = {}
+    faults: list[str] = []
+    for name, tensor in expected.items():
+        key = prefix + name
+        if key not in state_dict:
+            if strict:
+                missing_keys.append(key)
+            continue
+        fault = _mismatch(key, state_dict[key], tensor)
+        if fault:
+            faults.append(fault)
+        else:
+            found[name] = state_dict[key].detach().to(current.weight.device)
+    if strict:
+        others = (key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in expected)
+        unexpected_keys.extend(others)
+    if faults or not found:
+        error_msgs.extend(faults)
+        return None
+    try:
+        return _merge(current, found, prefix)
+    except ValueError as error:
+        error_msgs.append(str(error))
+        return None
+
+
+def _merge(current: W8A8Canonical, found: dict[str, Tensor], prefix: str) -> W8A8Canonical:
+    changes: dict[str, Any] = {
+        name: found[name].clone() for name in ("weight", "weight_scale", "bias") if name in found
+    }
+    if "weight_scale" in changes:
+        checks.check_scale("load_state_dict", prefix + "weight_scale", changes["weight_scale"], len(current.weight))
+    if "bias" in changes and not bool(torch.isfinite(changes["bias"]).all()):
+        raise ValueError(f"load_state_dict: `{prefix}bias` holds NaN or infinity")
+    if "input_scale" in found:
+        changes["input_scale"] = float(found["input_scale"])
+    if "input_zero_point" in found:
+        changes["input_zero_point"] = int(found["input_zero_point"])
+    merged = replace(current, **changes)
+    if merged.input_mode == "static":
+        checks.check_parameters(
+            "load_state_dict", prefix + "input_", merged.input_scale, merged.input_zero_point, 0, 255
+        )
+    return merged

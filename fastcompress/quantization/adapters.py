@@ -1,0 +1,216 @@
+"""Subclasses of Conv2d and Linear with a ``forward`` of their own: the registry that says which plain layer each one equals.
+
+An adapter is only ever believed after its layer gave the same outputs as the module on calibration data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Adapted", "Adapter", "adapt", "has_own_forward", "is_adaptable", "register_adapter"]
+
+Padding4: TypeAlias = tuple[int, int, int, int]
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A plain layer that computes the same as the adapted module.
+
+    Attributes:
+        layer: ``nn.Linear`` or ``nn.Conv2d`` (of exactly these types); it may share the module's parameters.
+        padding: (top, bottom, left, right) zeros around the input in place of ``layer.padding``; None for the latter.
+        note: a restriction the user should know of, such as the input sizes it holds for.
+    """
+
+    layer: nn.Linear | nn.Conv2d
+    padding: Padding4 | None = None
+    note: str = ""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The float output, as the module would give it."""
+        if self.padding is None or not isinstance(self.layer, nn.Conv2d):
+            return cast(Tensor, self.layer(x))
+        top, bottom, left, right = self.padding
+        conv = self.layer
+        padded = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+
+#: ``adapter(module, input_shapes)`` → the equal plain layer, or None when there is none for inputs of these shapes.
+#: A ``ValueError`` says why in the report.
+Adapter: TypeAlias = Callable[[nn.Module, Sequence[Shape]], "Adapted | None"]
+
+_REGISTRY: dict[type[nn.Module], Adapter] = {}
+
+
+def register_adapter(cls: type[nn.Module], adapter: Adapter) -> None:
+    """Say which plain layer equals a module of class ``cls`` (or of a subclass without an adapter of its own).
+
+    Args:
+        cls: a module class, usually a subclass of ``nn.Conv2d`` or ``nn.Linear`` with a ``forward`` of its own.
+        adapter: called with the module and the shapes of its inputs in calibration (empty when there were none). Returns an
+            `Adapted`, or None when no plain layer does the same for these shapes; may raise ``ValueError`` with the reason.
+
+    `quantize` compares the outputs on calibration data and skips the module, with a report, where they differ.
+
+    Raises:
+        TypeError: ``cls`` is no module class or ``adapter`` cannot be called.
+
+    Example:
+        >>> class ScaledLinear(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x) * 2
+        >>> def adapter(module, input_shapes):
+        ...     plain = nn.Linear(module.in_features, module.out_features)
+        ...     plain.weight, plain.bias = nn.Parameter(module.weight * 2), nn.Parameter(module.bias * 2)
+        ...     return fc.quantization.Adapted(plain)
+        >>> fc.register_adapter(ScaledLinear, adapter)
+    """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(f"register_adapter: cls must be a class of torch.nn.Module, got {cls!r:.80}")
+    if not callable(adapter):
+        raise TypeError(f"register_adapter: adapter must be callable as adapter(module, input_shapes), got {adapter!r:.80}")
+    _REGISTRY[cls] = adapter
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a Linear or Conv2d computes something else than torch's own."""
+    cls = type(module)
+    if isinstance(module, nn.Conv2d):
+        return cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward
+    return cls.forward is not nn.Linear.forward
+
+
+def _find(module: nn.Module) -> Adapter | None:
+    for cls in type(module).__mro__:
+        if cls in _REGISTRY:
+            return _REGISTRY[cls]
+    if isinstance(module, nn.Conv2d) and has_own_forward(module) and "same" in type(module).__name__.lower():
+        return _same_padding
+    if _is_transposed_linear(module):
+        return _transposed_linear
+    return None
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether an adapter is registered, or built in, for the module's class."""
+    return _find(module) is not None
+
+
+def adapt(module: nn.Module, examples: Sequence[tuple[Tensor, Tensor]]) -> Adapted | str:
+    """The checked plain equivalent of ``module``, or the reason why there is none.
+
+    Args:
+        examples: (input, output) pairs of the module, from calibration.
+    """
+    name = type(module).__name__
+    adapter = _find(module)
+    if adapter is None:
+        return f"{name} has a forward of its own and no adapter; tell how it works with fastcompress.register_adapter"
+    try:
+        adapted = adapter(module, [tuple(x.shape) for x, _ in examples])
+    except ValueError as error:
+        return f"the adapter for {name} refused: {error}"
+    if adapted is None:
+        return f"the adapter for {name} found no plain layer that does the same for the sizes seen"
+    if type(adapted.layer) not in (nn.Linear, nn.Conv2d):
+        return f"the adapter for {name} returned a {type(adapted.layer).__name__}, allowed are nn.Linear and nn.Conv2d"
+    with torch.no_grad():
+        for x, expected in examples:
+            error = _difference(adapted(x), expected)
+            if error is not None:
+                return f"the adapter for {name} is wrong on calibration data: {error}"
+    return adapted
+
+
+def _difference(found: Tensor, expected: Tensor) -> str | None:
+    if found.shape != expected.shape:
+        return f"output shape {list(found.shape)}, the module gives {list(expected.shape)}"
+    # Another summation order is allowed, another function is not: relative to the largest output.
+    bound = 1e-4 if expected.dtype == torch.float32 else 2e-2
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    error = float((found.float() - expected.float()).abs().max()) if expected.numel() else 0.0
+    return None if error <= bound * max(largest, 1e-6) else f"outputs differ by {error:.3g}, the largest is {largest:.3g}"
+
+
+def _tf_padding(conv: nn.Conv2d, height: int, width: int) -> Padding4:
+    """TensorFlow's "SAME": ceil(size / stride) outputs, the odd pixel at the bottom and right."""
+    ends: list[int] = []
+    for size, k, s, d in zip((height, width), conv.kernel_size, conv.stride, conv.dilation, strict=True):
+        total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        ends += [total // 2, total - total // 2]
+    return ends[0], ends[1], ends[2], ends[3]
+
+
+def _plain_conv(module: nn.Conv2d) -> nn.Conv2d:
+    """A plain convolution that shares ``module``'s parameters."""
+    plain = nn.Conv2d(
+        module.in_channels,
+        module.out_channels,
+        cast(tuple[int, int], tuple(module.kernel_size)),
+        cast(tuple[int, int], tuple(module.stride)),
+        0,
+        cast(tuple[int, int], tuple(module.dilation)),
+        module.groups,
+        module.bias is not None,
+        device="meta",
+    )
+    plain.weight = module.weight
+    plain.bias = module.bias
+    return plain.train(module.training)
+
+
+def _same_padding(module: nn.Module, input_shapes: Sequence[Shape]) -> Adapted | None:
+    """TensorFlow-style "same" convolutions: padding fixed at construction, or computed from each input."""
+    conv = cast(nn.Conv2d, module)
+    own: Padding4 = (0, 0, 0, 0)
+    if not isinstance(conv.padding, str):
+        vertical, horizontal = conv.padding
+        own = (vertical, vertical, horizontal, horizontal)
+    fixed = getattr(conv, "static_padding", None)
+    if fixed is not None:
+        extra: Padding4 = (0, 0, 0, 0)
+        if isinstance(fixed, nn.ZeroPad2d):
+            left, right, top, bottom = fixed.padding
+            extra = (top, bottom, left, right)
+        t, b, le, r = (a + e for a, e in zip(own, extra, strict=True))
+        return Adapted(_plain_conv(conv), (t, b, le, r))
+    if not input_shapes:
+        raise ValueError("its padding depends on the input's size, and it never ran in calibration")
+    sizes = sorted({(shape[-2], shape[-1]) for shape in input_shapes})
+    paddings = {_tf_padding(conv, height, width) for height, width in sizes}
+    if len(paddings) > 1:
+        listed = ", ".join(f"{h}×{w}" for h, w in sizes)
+        raise ValueError(f"its padding differs between the input sizes seen ({listed}); calibrate with one size")
+    # With stride 1 the padding is the same for every size, otherwise it depends on the remainder.
+    note = "" if max(conv.stride) == 1 else "padding as for inputs of " + ", ".join(f"{h}×{w}" for h, w in sizes)
+    return Adapted(_plain_conv(conv), paddings.pop(), note)
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Hugging Face's ``Conv1D``: a linear whose weight is stored ``[in, out]``."""
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__ == "Conv1D"
+        and type(module).__module__.startswith("transformers.")
+        and isinstance(weight, Tensor)
+        and weight.dim() == 2
+        and getattr(module, "nf", None) == weight.shape[1]
+    )
+
+
+def _transposed_linear(module: nn.Module, input_shapes: Sequence[Shape]) -> Adapted | None:
+    weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+    plain = nn.Linear(weight.shape[0], weight.shape[1], bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return Adapted(plain.train(module.training))

@@ -1,0 +1,149 @@
+"""Running a model on calibration data: the batch protocol, the model's state around it, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ForwardFn", "as_batches", "evaluating", "replayable", "run_batch", "run_batches", "track"]
+
+#: ``forward_fn(model, batch)`` runs the model on one batch in place of the batch protocol.
+ForwardFn = Callable[[nn.Module, Any], Any]
+
+T = TypeVar("T")
+
+#: A bar appears when something has taken this long.
+_BAR_AFTER_SECONDS = 2.0
+
+
+def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None) -> Any:
+    """Run ``model`` on one batch: a tensor is ``model(x)``, a mapping ``model(**x)``, a tuple or list its first element.
+
+    Raises:
+        TypeError, ValueError: the batch is none of these, or empty.
+    """
+    if forward_fn is not None:
+        return forward_fn(model, batch)
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise ValueError("quantize: a calibration batch is an empty tuple or list; its first element is the model's input")
+        return run_batch(model, batch[0])
+    raise TypeError(
+        f"quantize: a calibration batch is a {type(batch).__name__}; allowed are a tensor (model(x)), a dict "
+        "(model(**x)), and a tuple or list whose first element is one of these; pass forward_fn=lambda model, batch: … "
+        "for anything else"
+    )
+
+
+def as_batches(data: Any, argument: str = "calibration_data") -> Iterable[Any]:
+    """``data`` as an iterable of batches; a single tensor or dict counts as one batch.
+
+    Raises:
+        TypeError: it cannot be iterated.
+    """
+    if isinstance(data, (Tensor, Mapping)):
+        return (data,)
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise TypeError(
+            f"quantize: {argument} must be an iterable of batches (a DataLoader, a list of tensors), got {type(data).__name__}"
+        )
+    return data
+
+
+def replayable(batches: Iterable[Any]) -> Iterable[Any]:
+    """The same batches, but iterable more than once: an iterator, which is used up by one pass, becomes a list."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode and no gradients recorded; every module's training flag is put back afterwards."""
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
+
+
+def run_batches(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward_fn: ForwardFn | None = None,
+    *,
+    around: Callable[[], Any] | None = None,
+    description: str = "calibrating",
+    progress: bool | None = None,
+) -> int:
+    """Run ``model`` on every batch and return their number; ``around()`` makes a context for each run.
+
+    Raises:
+        ValueError: there are no batches. Whatever the model raises is passed on with the batch's number as a note.
+    """
+    count = 0
+    for batch in track(batches, description, progress):
+        try:
+            if around is None:
+                run_batch(model, batch, forward_fn)
+            else:
+                with around():
+                    output = run_batch(model, batch, forward_fn)
+                del output  # alive until `around` has seen who else holds its parts
+        except Exception as error:
+            error.add_note(f"raised while {description}, on batch {count}")
+            raise
+        count += 1
+    if count == 0:
+        raise ValueError(
+            "quantize: calibration_data yielded no batches; give at least one (an iterator that was used before is empty)"
+        )
+    return count
+
+
+def track(items: Iterable[T], description: str, enabled: bool | None = None) -> Iterator[T]:
+    """Iterate over ``items``; when it takes long and stderr is a terminal, show a progress bar (if rich is installed).
+
+    Args:
+        enabled: None decides by stderr; True or False force it.
+    """
+    if enabled is None:
+        enabled = sys.stderr.isatty()
+    total = len(items) if hasattr(items, "__len__") else None
+    start = time.monotonic()
+    bar: Any = None
+    try:
+        for done, item in enumerate(items):
+            if enabled and bar is None and time.monotonic() - start > _BAR_AFTER_SECONDS:
+                bar = _start_bar(description, total, done)
+                enabled = bar is not None
+            yield item
+            if bar is not None:
+                bar.advance(bar.task_ids[0])
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _start_bar(description: str, total: int | None, done: int) -> Any:
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        return None
+    bar = Progress(console=Console(stderr=True), transient=True)
+    bar.add_task(description, total=total, completed=done)
+    bar.start()
+    return bar

@@ -1,0 +1,72 @@
+"""Views of a layer's weight by input channel, whatever its groups; shared by equalization, smoothing and bias correction."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "all_finite",
+    "by_input",
+    "check_layer",
+    "in_channels",
+    "input_absmax",
+    "out_channels",
+    "output_absmax",
+    "scale_inputs",
+    "scale_outputs",
+]
+
+
+def check_layer(function: str, argument: str, layer: object) -> None:
+    """Raise TypeError unless `layer` is an nn.Linear or nn.Conv2d with a floating-point weight."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise TypeError(f"{function}: `{argument}` must be an nn.Linear or nn.Conv2d, got {type(layer).__name__}")
+    if not layer.weight.is_floating_point():
+        raise TypeError(f"{function}: `{argument}` must have a floating-point weight, got {layer.weight.dtype}")
+
+
+def in_channels(layer: nn.Module) -> int:
+    """Number of input channels or features."""
+    return int(layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)  # type: ignore[arg-type]
+
+
+def out_channels(layer: nn.Module) -> int:
+    """Number of output channels or features."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.shape[0]
+
+
+def by_input(layer: nn.Module) -> Tensor:
+    """The weight as ``[groups, out / groups, in / groups, kh * kw]``: dimensions 0 and 2 together are the input channel."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return weight.detach().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+
+
+def input_absmax(layer: nn.Module) -> Tensor:
+    """float32 ``[in]``: largest magnitude of the weights that each input channel meets."""
+    return by_input(layer).float().abs().amax(dim=(1, 3)).flatten()
+
+
+def output_absmax(layer: nn.Module) -> Tensor:
+    """float32 ``[out]``: largest magnitude of each output channel's weights."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach().float().flatten(1).abs().amax(dim=1)
+
+
+def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
+    """The weight with input channel j multiplied by ``factor[j]`` (in float32, rounded once); the layer is not changed."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    view = by_input(layer)
+    scaled = view.float() * factor.reshape(view.shape[0], 1, view.shape[2], 1)
+    return scaled.reshape(weight.shape).to(weight.dtype)
+
+
+def scale_outputs(tensor: Tensor, factor: Tensor) -> Tensor:
+    """`tensor` ``[out, ...]`` with output channel i multiplied by ``factor[i]`` (in float32, rounded once)."""
+    wide = factor.reshape(-1, *[1] * (tensor.dim() - 1))
+    return (tensor.detach().float() * wide).to(tensor.dtype)
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor holds a NaN or an infinity."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -1,0 +1,184 @@
+"""One layer on its way to int8: what is known about it, and the float and int8 layers made from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastcompress.config import QuantConfig
+from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear
+from fastcompress.quantization.adapters import Adapted
+from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias
+from fastcompress.quantization.flow import InputKind
+from fastcompress.quantization.fold import fold_batchnorm
+from fastcompress.quantization.fuse import Fusion
+from fastcompress.quantization.observers import Observer, make_observer
+from fastcompress.quantization.qparams import weight_scales
+from fastcompress.quantization.smooth import ChannelAbsMax
+from fastcompress.quantization.speed import SpeedCase, Verdict, choose_inputs, default_inputs
+from fastcompress.quantization.targets import Candidate
+
+__all__ = ["Job"]
+
+
+@dataclass(eq=False)
+class Job:
+    """One layer that is (perhaps) going to be int8.
+
+    Attributes:
+        candidate: the module and its names.
+        adapted: the plain layer that equals it.
+        inputs: what it is measured on.
+        fusion: what follows it and is taken over.
+        verdict: what measuring said; None when it was not measured.
+        layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
+        input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
+        observer, mean, absmax: watch the (divided) input during calibration.
+    """
+
+    candidate: Candidate
+    adapted: Adapted
+    inputs: tuple[tuple[InputKind, int], ...] = ()
+    fusion: Fusion = field(default_factory=Fusion)
+    verdict: Verdict | None = None
+    layer: nn.Linear | nn.Conv2d | None = None
+    input_divisor: Tensor | None = None
+    observer: Observer | None = None
+    mean: ChannelMean | None = None
+    absmax: ChannelAbsMax | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+    @property
+    def plain(self) -> nn.Linear | nn.Conv2d:
+        """The equal plain layer, unfolded."""
+        return self.adapted.layer
+
+    @property
+    def channel_dim(self) -> int:
+        """The input's channel dimension."""
+        return -3 if isinstance(self.plain, nn.Conv2d) else -1
+
+    def find_inputs(self, seen: Mapping[str, Any] | None) -> None:
+        """Choose what to measure on: inputs seen, else (for linears) 1 and 128 tokens."""
+        counter = None if seen is None else seen.get(self.name)
+        if counter:
+            self.inputs = choose_inputs(counter)
+        elif isinstance(self.plain, nn.Linear):
+            self.inputs = default_inputs(self.plain.in_features, self.plain.weight.dtype)
+
+    def start_observing(self, config: QuantConfig) -> None:
+        """Fresh observers for the next calibration pass."""
+        if config.input_mode == "static":
+            self.observer = make_observer(config.observer, **config.observer_options)
+        if config.bias_correction:
+            self.mean = ChannelMean(self.channel_dim)
+        if config.smoothquant is not None:
+            self.absmax = ChannelAbsMax(self.channel_dim)
+
+    def observe(self, x: Tensor) -> None:
+        """Take one input into account."""
+        if self.input_divisor is not None:
+            shape = [1] * x.dim()
+            shape[self.channel_dim] = -1
+            x = x / self.input_divisor.to(x.dtype).reshape(shape)
+        for watcher in (self.observer, self.mean, self.absmax):
+            if watcher is not None:
+                watcher.update(x)
+
+    def fold(self, modules: Mapping[str, nn.Module]) -> None:
+        """Make the float layer that the int8 one is quantized from: a copy, with the BatchNorm folded in."""
+        if self.fusion.norm is not None:
+            self.layer = cast("nn.Linear | nn.Conv2d", fold_batchnorm(self.plain, modules[self.fusion.norm]))
+        else:
+            self.layer = _copy(self.plain)
+
+    def quantized(self, config: QuantConfig) -> QuantizedLayer:
+        """The int8 layer.
+
+        Raises:
+            ValueError: the observer saw nothing, or the weights cannot be quantized.
+        """
+        layer = self.layer
+        assert layer is not None
+        scale, zero_point = 1.0, 0
+        if self.observer is not None:
+            scale, zero_point = self.observer.qparams(symmetric=config.symmetric_activations)
+        weight_scale = weight_scales(layer.weight, config.weight_observer)
+        if self.mean is not None:
+            layer = _copy(layer)
+            bias = corrected_bias(layer, weight_scale, self.mean.mean())
+            layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+        options: dict[str, Any] = {
+            "input_mode": config.input_mode,
+            "input_scale": scale,
+            "input_zero_point": zero_point,
+            "activation": self.fusion.activation,
+            "weight_scale": weight_scale,
+        }
+        made: QuantizedLayer
+        if isinstance(layer, nn.Conv2d):
+            made = QuantConv2d.from_float(layer, padding=self.adapted.padding, **options)
+        else:
+            made = QuantLinear.from_float(layer, **options)
+        return made.train(self.candidate.module.training)
+
+    def speed_case(self, modules: Mapping[str, nn.Module], config: QuantConfig, group: str | None) -> SpeedCase:
+        """What is measured: the dense modules in a row against the int8 layer that replaces them."""
+        chain = [self.candidate.module, *(modules[name] for name in self.fusion.removed)]
+
+        def dense(x: Tensor) -> Tensor:
+            for module in chain:
+                x = module(x)
+            return x
+
+        def quantized() -> nn.Module:
+            if self.layer is None:
+                self.fold(modules)
+            return self.quantized(config)
+
+        plain = self.plain
+        geometry: tuple[Any, ...] = ()
+        if isinstance(plain, nn.Conv2d):
+            padding = self.adapted.padding or plain.padding
+            geometry = (plain.stride, padding, plain.dilation, plain.groups)
+        key = (
+            self.candidate.kind,
+            tuple(plain.weight.shape),
+            plain.weight.dtype,
+            plain.bias is not None,
+            *geometry,
+            *(type(modules[name]) for name in self.fusion.removed),
+            self.fusion.activation,
+        )
+        return SpeedCase(self.name, key, self.inputs, dense, quantized, group)
+
+
+def _copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """A plain layer with its own parameters, of the same values."""
+    if isinstance(layer, nn.Conv2d):
+        copied: nn.Linear | nn.Conv2d = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            cast(tuple[int, int], layer.kernel_size),
+            cast(tuple[int, int], layer.stride),
+            cast("tuple[int, int] | str", layer.padding),
+            cast(tuple[int, int], layer.dilation),
+            layer.groups,
+            layer.bias is not None,
+            device="meta",
+        )
+    else:
+        copied = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    with torch.no_grad():
+        copied.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        if layer.bias is not None:
+            copied.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+    return copied

@@ -1,0 +1,134 @@
+"""The speed contract: which layers are worth replacing, decided by measuring each distinct one at its shapes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastcompress.quantization.calibrate import track
+from fastcompress.quantization.flow import InputKind
+
+__all__ = ["DEFAULT_TOKENS", "SpeedCase", "Timer", "Verdict", "choose_inputs", "decide", "default_inputs"]
+
+#: ``timer({"dense": f, "int8": g})`` → seconds of one call of each (`fastcompress.report.measure.compare`).
+Timer: TypeAlias = Callable[[Mapping[str, Callable[[], Any]]], Mapping[str, float]]
+
+#: Numbers of tokens at which a linear is measured when nothing is known about its inputs.
+DEFAULT_TOKENS = (1, 128)
+
+#: At most this many shapes of one layer are measured.
+_MAX_SHAPES = 3
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """One layer to decide about.
+
+    Attributes:
+        name: the layer's name.
+        key: equal for layers that take the same time; they are measured once.
+        inputs: what it is measured on, with weights (how often each came).
+        dense: the float layer together with all that the int8 layer takes over.
+        quantized: makes the int8 layer; called only when it is measured.
+        group: name of the activation module that this layer shares with others of the same group; None when it does not.
+    """
+
+    name: str
+    key: tuple[Any, ...]
+    inputs: tuple[tuple[InputKind, int], ...]
+    dense: Callable[[Tensor], Tensor]
+    quantized: Callable[[], nn.Module]
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Measured seconds of one call, averaged over the inputs by weight, and what follows from it."""
+
+    faster: bool
+    dense_seconds: float
+    quantized_seconds: float
+    reason: str
+
+
+def default_inputs(in_features: int, dtype: torch.dtype) -> tuple[tuple[InputKind, int], ...]:
+    """What a linear is measured on when no data was given: 1 and 128 tokens."""
+    return tuple((InputKind((tokens, in_features), dtype), 1) for tokens in DEFAULT_TOKENS)
+
+
+def choose_inputs(seen: Counter[InputKind]) -> tuple[tuple[InputKind, int], ...]:
+    """The few inputs that stand for all that were seen: the most frequent, the largest and the smallest."""
+    kinds = [kind for kind in seen if 0 not in kind.shape]
+    if len(kinds) <= _MAX_SHAPES:
+        return tuple((kind, seen[kind]) for kind in kinds)
+    by_size = sorted(kinds, key=lambda kind: (_elems(kind), kind.shape))
+    frequent = max(by_size, key=lambda kind: seen[kind])
+    chosen = dict.fromkeys((frequent, by_size[-1], by_size[0]))
+    return tuple((kind, seen[kind]) for kind in chosen)
+
+
+def _elems(kind: InputKind) -> int:
+    product = 1
+    for size in kind.shape:
+        product *= size
+    return product
+
+
+def decide(cases: Sequence[SpeedCase], timer: Timer, progress: bool | None = None) -> dict[str, Verdict]:
+    """Measure every distinct case and decide: name → `Verdict`.
+
+    A layer is replaced when int8 takes less time, averaged over its inputs. When all layers of a group together take less
+    time, those among them that alone do not are replaced too: the shared activation can only go away as one.
+    """
+    measured: dict[tuple[Any, ...], tuple[float, float]] = {}
+    distinct = {(case.key, case.inputs): case for case in cases}
+    for key, case in track(list(distinct.items()), "measuring layers", progress):
+        measured[key] = _measure(case, timer)
+    times = {case.name: measured[case.key, case.inputs] for case in cases}
+    verdicts = {name: _verdict(*seconds) for name, seconds in times.items()}
+    for group, members in _groups(cases).items():
+        dense, quantized = (sum(times[name][i] for name in members) for i in (0, 1))
+        if quantized >= dense:
+            continue
+        for name in members:
+            if not verdicts[name].faster:
+                verdicts[name] = Verdict(True, *times[name], _group_reason(group, dense, quantized))
+    return verdicts
+
+
+def _measure(case: SpeedCase, timer: Timer) -> tuple[float, float]:
+    quantized = case.quantized()
+    total = sum(weight for _, weight in case.inputs)
+    dense_seconds = quantized_seconds = 0.0
+    with torch.no_grad():
+        for kind, weight in case.inputs:
+            x = kind.make()
+            seconds = timer({"dense": lambda x=x: case.dense(x), "int8": lambda x=x: quantized(x)})
+            dense_seconds += seconds["dense"] * weight / total
+            quantized_seconds += seconds["int8"] * weight / total
+    return dense_seconds, quantized_seconds
+
+
+def _verdict(dense: float, quantized: float) -> Verdict:
+    faster = quantized < dense
+    ratio = dense / quantized if quantized > 0 else float("inf")
+    reason = f"int8 measured {ratio:.2f}× as fast as dense here" + ("" if faster else ", dense is kept")
+    return Verdict(faster, dense, quantized, reason)
+
+
+def _group_reason(group: str, dense: float, quantized: float) -> str:
+    ratio = dense / quantized if quantized > 0 else float("inf")
+    return f"int8 so that all layers before the shared {group} fuse it: measured {ratio:.2f}× as fast for all of them together"
+
+
+def _groups(cases: Iterable[SpeedCase]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        if case.group is not None:
+            groups[case.group].append(case.name)
+    return {group: members for group, members in groups.items() if len(members) > 1}

@@ -1,0 +1,33 @@
+"""No kernel touches a byte outside its buffers: x, blob, residual, scales, zero points, out; before them and behind them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from tests import guard
+from tests.kernels.test_oracle_cases import FAMILIES
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux mmap and mprotect")
+
+#: A stretch of problems that starts off the beaten path; 71 consecutive ones hold every M, 131 every N.
+FIRST, COUNT = 40_000, 280
+
+
+@pytest.mark.parametrize("side", guard.SIDES)
+def test_guard_page_stops_an_overrun(side: str) -> None:
+    report = guard.run_child(["--overrun", "--side", side])
+    assert report.returncode == -signal.SIGSEGV
+    assert report.crashed_case == 0
+
+
+@pytest.mark.parametrize("side", guard.SIDES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_stay_inside_their_buffers(native: Any, isa: str, family: str, side: str) -> None:
+    arguments = ["--family", family, "--isa", isa, "--side", side, "--start", str(FIRST), "--stop", str(FIRST + COUNT)]
+    report = guard.run_child(arguments)
+    assert report.returncode == 0, report.message
+    assert report.crashed_case == FIRST + COUNT - 1  # the last case was reached and survived

@@ -1,0 +1,54 @@
+"""The same problems through torch tensors: numpy buffers to tensors, contract names to torch dtypes, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcompress.ops import W8A8Canonical
+from tests import oracles, problems
+
+__all__ = ["TORCH", "array", "canonical", "tensor"]
+
+TORCH: dict[str, torch.dtype] = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "u8": torch.uint8,
+    "s8": torch.int8,
+    "i32": torch.int32,
+}
+
+
+def tensor(a: NDArray[Any], dtype: str) -> Tensor:
+    """A tensor with the array's bits."""
+    if dtype == "bf16":
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(a)
+
+
+def array(t: Tensor, dtype: str) -> NDArray[Any]:
+    """The tensor's bits as the contract's array."""
+    t = t.detach().contiguous()
+    if dtype == "bf16":
+        return t.view(torch.int16).numpy().view(np.uint16)
+    return t.numpy()
+
+
+def canonical(pack: tuple[Any, ...]) -> W8A8Canonical:
+    """The packer's positional arguments as the Python layer's dataclass."""
+    weight, scale, bias, mode, input_scale, zero_point, activation, *groups = pack
+    return W8A8Canonical(
+        torch.from_numpy(weight),
+        torch.from_numpy(scale),
+        None if bias is None else torch.from_numpy(bias),
+        problems.MODES[mode],
+        input_scale,
+        zero_point,
+        oracles.ACTIVATIONS[activation],
+        *groups,
+    )

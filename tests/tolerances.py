@@ -1,0 +1,77 @@
+"""Every tolerance of the test-suite, each with its reason. Nothing else may compare floats with a margin.
+
+Everything up to the activation is compared bit for bit: integer sums are exact and the float32 steps are prescribed. So a margin is
+needed only where a transcendental function is approximated, where a result is rounded to a short format after that, and where a
+float *network* is compared with a quantized one. ``u`` is the unit roundoff, 2^-24 for float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ACTIVATION_ULPS",
+    "INT_STEPS_AFTER_ACTIVATION",
+    "MODEL_AGREEMENT",
+    "U_OUT",
+    "activation_bound",
+    "dot_bound",
+    "output_bound",
+]
+
+_U = 2.0**-24
+
+#: Unit roundoff of each float output format.
+U_OUT: dict[str, float] = {"f32": _U, "bf16": 2.0**-8, "f16": 2.0**-11}
+
+#: |kernel(v) - exact(v)| <= c * u * max(|v|, |y|) + tiny. hardswish and hardsigmoid are three float32 operations (add, clamp, and a
+#: multiplication or division by 6 whose constant is rounded once more): relative error <= 4u of a value at most |v|, or 1.
+#: gelu, gelu_tanh and silu are v * s(v) with 0 <= s <= 1. s comes from a polynomial or exponential that is good to a few ulp of 1, and
+#: two more roundings follow; the argument of exp is off by a few u relative, and x * exp'(x) / (1 + exp)^2 <= 0.3 keeps that from growing.
+#: 8 leaves each about a factor two over what such an implementation loses; a wrong coefficient is off by orders of magnitude more.
+ACTIVATION_ULPS: dict[str, float] = {
+    "none": 0.0,
+    "relu": 0.0,
+    "relu6": 0.0,
+    "hardswish": 4.0,
+    "hardsigmoid": 4.0,
+    "gelu": 8.0,
+    "gelu_tanh": 8.0,
+    "silu": 8.0,
+}
+
+#: After an activation that is only close, v / scale may fall on the other side of a rounding boundary: one step, never two, as
+#: long as the activation bound is below half a step, which the test problems see to (output scale >= 2^-12 * |v|max).
+INT_STEPS_AFTER_ACTIVATION = 1
+
+#: Smallest normal and subnormal steps: results that underflow lose absolute, not relative, precision.
+_TINY: dict[str, float] = {"f32": 2.0**-126, "bf16": 2.0**-126, "f16": 2.0**-25}
+
+
+def activation_bound(name: str, v: NDArray[np.float32], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest allowed |kernel - y| of a float32 activation result, ``y`` the float64 value."""
+    scale = np.ones_like(y) if name == "hardsigmoid" else np.maximum(np.abs(v.astype(np.float64)), np.abs(y))
+    return ACTIVATION_ULPS[name] * _U * scale
+
+
+def output_bound(name: str, dtype: str, v: NDArray[np.float32], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Activation bound plus one rounding to the output format."""
+    inner = activation_bound(name, v, y)
+    return inner + U_OUT[dtype] * (np.abs(y) + inner) + _TINY[dtype]
+
+
+def dot_bound(
+    abs_a: NDArray[np.float64], abs_w: NDArray[np.float64], ref: NDArray[np.float64], dtype: str = "f32"
+) -> NDArray[np.float64]:
+    """c * u * K * (|A||W|) + u_out * |ref| for ``a [M,K]``, ``w [N,K]``: a float matmul of dequantized operands against float64.
+
+    c = 2: one u per product and per partial sum (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1, gives
+    K * u * |A||W| to first order), one more for the operands, which are themselves rounded products of a scale and an integer.
+    """
+    k = max(1, abs_a.shape[-1])
+    return 2.0 * _U * k * (abs_a @ abs_w.T) + U_OUT[dtype] * np.abs(ref) + _TINY[dtype]
+
+
+#: Whole networks, int8 against float32: thresholds the project promises, not derived bounds.
+MODEL_AGREEMENT: dict[str, float] = {"minilm_mean_cosine": 0.999, "minilm_min_cosine": 0.99, "efficientnet_top1": 0.95}
