@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fastcompress as fc
-from benchmarks.harness.timing import Budget, interleave
-from benchmarks.models.dense import Inputs, call, dense_candidates, strongest
 from examples.real_models import embed, load_efficientnet_lite0, load_minilm, photo_crops, sentences, tokenize
+from examples.schemes import EFFICIENTNET_LITE0, MINILM
+from fastcompress.report import BenchmarkResult, BenchmarkRow
 
 __all__ = ["main"]
 
 TOKENS = 128
-OURS = "int8"
+Inputs = Tensor | Mapping[str, Tensor]
 TEXT = "text: the Python language reference and scikit-learn's data set descriptions, split by document"
 IMAGES = "images: crops of the photos inside scikit-image's and scikit-learn's packages, split by photo"
 
@@ -50,14 +50,13 @@ class Case:
     """One network of the demo: how to quantize it, what to time, how to judge it."""
 
     name: str
-    scheme: str
+    config: fc.QuantConfig
     data: str
     load: Callable[[], nn.Module]
     calibration: Sequence[Inputs]
     example: Inputs
     judge: Callable[[nn.Module, nn.Module, Callable[[], None]], Agreement]
     judge_steps: int
-    convolutional: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ class Outcome:
     model: nn.Module
     dense_bytes: int
     file_bytes: int
-    baseline: str
-    dense_ms: float
-    ours_ms: float
+    times: BenchmarkResult
     agreement: Agreement
 
 
@@ -98,9 +95,7 @@ def minilm_case(quick: bool) -> Case:
     calibration_text = sentences("calibration", 160)
     calibration = [tokens(calibration_text[start : start + 20]) for start in range(0, 160, 20)]
     example = tokens(text[:20])
-    return Case(
-        "all-MiniLM-L6-v2", "W8A8-dynamic", TEXT, lambda: load_minilm()[0], calibration, example, judge, len(batches)
-    )
+    return Case("all-MiniLM-L6-v2", MINILM, TEXT, lambda: load_minilm()[0], calibration, example, judge, len(batches))
 
 
 def efficientnet_case(quick: bool) -> Case:
@@ -118,7 +113,7 @@ def efficientnet_case(quick: bool) -> Case:
     calibration = list(photo_crops("calibration", 32 if quick else 96).split(8))
     image = photo_crops("evaluation", 1).to(memory_format=torch.channels_last)
     load, steps = load_efficientnet_lite0, len(batches)
-    return Case("EfficientNet-Lite0", "W8A8", IMAGES, load, calibration, image, judge, steps, convolutional=True)
+    return Case("EfficientNet-Lite0", EFFICIENTNET_LITE0, IMAGES, load, calibration, image, judge, steps)
 
 
 def tensor_bytes(model: nn.Module) -> int:
@@ -139,25 +134,26 @@ def run_case(case: Case, quick: bool, progress: Progress) -> Outcome:
     task = progress.add_task(case.name, total=4 + case.judge_steps, what="load")
     advance = partial(progress.advance, task)
     dense = case.load()
-    progress.update(task, advance=1, what=f"quantize ({case.scheme}), keeping what is faster")
-    quantized = fc.quantize(dense, case.scheme, calibration_data=case.calibration, example_inputs=case.example)
+    progress.update(task, advance=1, what=f"quantize ({case.config.scheme}), keeping what is faster")
+    calibration = {"calibration_data": case.calibration, "example_inputs": case.example, "progress": False}
+    quantized = fc.quantize(dense, case.config, **calibration)
     progress.update(task, advance=1, what="save and load")
     compressed, file_bytes = save_and_load(case, quantized)
-    progress.update(task, advance=1, what="compile the dense baseline, then time all")
+    progress.update(task, advance=1, what="compile the dense network, then time all")
+    times = fc.benchmark(compressed, dense, case.example, compiled=not quick, min_time_s=0.1 if quick else 1.0)
+    for row in times.rows:
+        if row.seconds is None:
+            progress.console.print(f"{case.name}: '{row.name}' could not be timed: {row.note}", markup=False)
+    progress.update(task, advance=1, what="compare with fp32")
     with torch.inference_mode():
-        baselines = dense_candidates(dense, case.example, compiled=not quick, convolutional=case.convolutional)
-        budget = Budget(0.1 if quick else 1.0)
-        times = interleave({OURS: lambda: call(compressed, case.example), **baselines.calls}, budget)
-        progress.update(task, advance=1, what="compare with fp32")
         agreement = case.judge(dense, compressed, advance)
-    for name, why in baselines.skipped.items():
-        progress.console.print(f"{case.name}: no baseline '{name}': {why}", markup=False)
     progress.update(task, what="done")
-    best = strongest(times, baselines.calls)
-    milliseconds = {name: timing.median * 1e3 for name, timing in times.items()}
-    return Outcome(
-        case, compressed, tensor_bytes(dense), file_bytes, best, milliseconds[best], milliseconds[OURS], agreement
-    )
+    return Outcome(case, compressed, tensor_bytes(dense), file_bytes, times, agreement)
+
+
+def milliseconds(row: BenchmarkRow) -> str:
+    """Return a measured time as the table shows it."""
+    return "not timed" if row.seconds is None else f"{row.seconds * 1e3:.2f} ms"
 
 
 def results_table(outcomes: Sequence[Outcome]) -> Table:
@@ -166,13 +162,14 @@ def results_table(outcomes: Sequence[Outcome]) -> Table:
     for header in ("network", "scheme", "size", "dense, strongest", "int8", "speed-up", "agreement with fp32"):
         table.add_column(header, justify="left" if header in ("network", "scheme") else "right")
     for seen in outcomes:
+        dense = seen.times.strongest_dense
         table.add_row(
             seen.case.name,
-            seen.case.scheme,
+            seen.case.config.scheme,
             f"{seen.dense_bytes / 1e6:.1f} → {seen.file_bytes / 1e6:.1f} MB",
-            f"{seen.dense_ms:.2f} ms ({seen.baseline})",
-            f"{seen.ours_ms:.2f} ms",
-            f"{seen.dense_ms / seen.ours_ms:.2f}×",
+            f"{milliseconds(dense)} ({dense.name})",
+            milliseconds(seen.times.compressed),
+            f"{seen.times.speedup:.2f}×",
             seen.agreement.text + ("" if seen.agreement.enough else "  TOO LOW"),
         )
     return table

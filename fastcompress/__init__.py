@@ -1,7 +1,27 @@
 """fastcompress: compress PyTorch networks and run them faster on kernels of their own."""
 
+from fastcompress.api import convert, quantize
+from fastcompress.config import QuantConfig
+from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError
+from fastcompress.formats import load, save
+from fastcompress.quantization.adapters import register_adapter
+from fastcompress.report import benchmark, explain, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "PackedBlobError", "__version__"]
+__all__ = [
+    "CheckpointError",
+    "PackedBlobError",
+    "QuantConfig",
+    "__version__",
+    "benchmark",
+    "convert",
+    "cpu_info",
+    "explain",
+    "load",
+    "quantize",
+    "register_adapter",
+    "save",
+    "verify",
+]

@@ -33,7 +33,7 @@ class QuantConfig:
             ``"W8A8-dynamic"``: activations quantized per token at run time, linears only.
         targets: quantize only these modules: names, ``"re:…"`` patterns (whole name), or classes. None means all.
         ignore: never quantize these; the same notation, and stronger than ``targets``.
-        observer: how static activation ranges are found (static only): minmax, moving_average, percentile, mse, entropy.
+        observer: how static activation ranges are found: minmax, moving_average, percentile, mse, entropy.
         observer_options: keyword arguments of the observer, for example ``{"percentile": 99.99}``.
         weight_observer: how weight scales are found: ``"minmax"`` (largest magnitude) or ``"mse"``.
         symmetric_activations: quantize activations symmetrically around zero point 128.
@@ -70,7 +70,7 @@ class QuantConfig:
         if self.targets is not None:
             object.__setattr__(self, "targets", _target_tuple("targets", self.targets))
             if not self.targets:
-                raise ValueError("QuantConfig: targets is empty, so nothing would be quantized; use None for all layers")
+                raise ValueError("QuantConfig: targets is empty; use None for all layers")
         object.__setattr__(self, "ignore", _target_tuple("ignore", self.ignore))
         if not isinstance(self.observer_options, Mapping) or not all(isinstance(k, str) for k in self.observer_options):
             raise TypeError(
@@ -84,7 +84,7 @@ class QuantConfig:
         self._check_smoothquant()
         if self.observer_options and self.input_mode != "static":
             raise ValueError(
-                f"QuantConfig: observer_options only apply to static activations, scheme is {self.scheme!r}; leave them out"
+                f"QuantConfig: observer_options belong to static activations, scheme is {self.scheme!r}; leave them out"
             )
         if self.equalize and self.input_mode != "static":
             raise ValueError(
@@ -125,7 +125,7 @@ class QuantConfig:
         if self.smoothquant is None:
             return
         if isinstance(self.smoothquant, bool) or not isinstance(self.smoothquant, (int, float)):
-            raise TypeError(f"QuantConfig: smoothquant must be None or a number in [0, 1], got {self.smoothquant!r:.80}")
+            raise TypeError(f"QuantConfig: smoothquant must be None or in [0, 1], got {self.smoothquant!r:.80}")
         if not math.isfinite(self.smoothquant) or not 0.0 <= self.smoothquant <= 1.0:
             raise ValueError(f"QuantConfig: smoothquant must lie in [0, 1], got {self.smoothquant!r}")
         object.__setattr__(self, "smoothquant", float(self.smoothquant))
@@ -139,18 +139,18 @@ def _target_tuple(name: str, value: object) -> tuple[Target, ...]:
     if isinstance(value, (str, type)):
         value = (value,)
     if not isinstance(value, Iterable):
-        raise TypeError(f"QuantConfig: {name} must be a sequence of module names, 're:…' patterns or classes, got {value!r:.80}")
+        raise TypeError(f"QuantConfig: {name} must hold module names, 're:…' patterns or classes, got {value!r:.80}")
     entries = tuple(value)
     for entry in entries:
         if isinstance(entry, type) and issubclass(entry, nn.Module):
             continue
         if not isinstance(entry, str):
             raise TypeError(
-                f"QuantConfig: {name} holds {entry!r:.80}; allowed are module names, 're:…' patterns and classes of torch.nn.Module"
+                f"QuantConfig: {name} holds {entry!r:.80}; allowed are module names, 're:…' patterns and module classes"
             )
         if entry.startswith("re:"):
             try:
                 re.compile(entry[3:])
             except re.error as error:
-                raise ValueError(f"QuantConfig: {name} holds {entry!r:.80}, which is no regular expression: {error}") from error
+                raise ValueError(f"QuantConfig: {name}: {entry!r:.80} is no regular expression: {error}") from error
     return entries

@@ -4,8 +4,8 @@
 without any access rights. Inputs become read-only pages, so writing to an input dies as well.
 
 A crash must be a failing test and not the end of the test run, so the cases run in a child process:
-``python -m tests.guard --family linear_w8a8 --isa avx2 --side end --start 0 --stop 500``. The child writes the number of the case that it
-is about to run; when it dies, the last number is the culprit (``crashed_case``).
+``python -m tests.guard --family linear_w8a8 --side end --start 0 --stop 500 --isa avx2 avx512``. The child writes ISA and number of the case
+that it is about to run; when it dies, the last line names the culprit.
 """
 
 from __future__ import annotations
@@ -84,16 +84,16 @@ class GuardedBuffers:
 
 @dataclass(frozen=True)
 class ChildReport:
-    """How a child run ended: its exit code, the case it was in when it died (None when it finished), its last words."""
+    """How a child run ended: its exit code, the cases that it began as "isa number", its last words."""
 
     returncode: int
-    crashed_case: int | None
+    cases: tuple[str, ...]
     stderr: str
 
     @property
     def message(self) -> str:
         """For the assertion."""
-        where = "before the first case" if self.crashed_case is None else f"in case {self.crashed_case}"
+        where = f"in case {self.cases[-1]}" if self.cases else "before the first case"
         return f"child ended with {self.returncode} {where}\n{self.stderr[-3000:]}"
 
 
@@ -110,9 +110,7 @@ def run_child(arguments: list[str], timeout: float = 300.0) -> ChildReport:
         timeout=timeout,
         check=False,
     )
-    numbers = done.stdout.split()
-    last = int(numbers[-1]) if numbers and numbers[-1].isdigit() else None
-    return ChildReport(done.returncode, last, done.stderr)
+    return ChildReport(done.returncode, tuple(done.stdout.splitlines()), done.stderr)
 
 
 def _run_case(native: Any, case: Any, side: Side, threads: int) -> None:
@@ -127,9 +125,12 @@ def _run_case(native: Any, case: Any, side: Side, threads: int) -> None:
         for name, value in case.arguments.items()
     }
     guarded = replace(case, inputs=tuple(buffers.place(a, read_only=True) for a in case.inputs), arguments=arguments)
-    packed = None if case.pack is None else native.pack_w8a8(*case.pack)
-    if packed is not None:
-        packed = buffers.place(packed, read_only=True, alignment=64)
+    packed = None
+    if case.pack is not None:
+        pack = [buffers.place(a, read_only=True) if isinstance(a, np.ndarray) else a for a in case.pack]
+        packed = buffers.place(native.pack_w8a8(*pack), read_only=True, alignment=64)
+        native.blob_check(packed)
+        native.unpack_w8a8(packed)
     out = {name: buffers.place(a, read_only=False) for name, a in case.new_outputs().items()}
     guarded.call(native, packed, out, threads)
     for name, expected in case.expected.items():
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> int:
     """Run the cases ``--start`` to ``--stop``; ``--overrun`` instead reads one byte too many, to prove that the guard bites."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--family", choices=sorted(_families()), default="linear_w8a8")
-    parser.add_argument("--isa")
+    parser.add_argument("--isa", nargs="*", default=[])
     parser.add_argument("--side", choices=SIDES, default="end")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--stop", type=int, default=0)
@@ -164,18 +165,18 @@ def main(argv: list[str]) -> int:
     if options.overrun:
         buffers = GuardedBuffers(options.side)
         a = buffers.place(np.arange(100, dtype=np.uint8), read_only=True)
-        os.write(1, b"0\n")
+        os.write(1, b"overrun\n")
         outside = a.ctypes.data + (100 if options.side == "end" else -1)
         return int(ctypes.c_uint8.from_address(outside).value)
     from fastcompress.ops.native import require
 
     native = require("tests.guard")
-    native.set_isa(options.isa)
-    build = _families()[options.family]
-    for index in range(options.start, options.stop):
-        case = build(index)
-        os.write(1, b"%d\n" % index)
-        _run_case(native, case, options.side, 1 + index % 3)
+    cases = [_families()[options.family](index) for index in range(options.start, options.stop)]
+    for isa in options.isa:
+        native.set_isa(isa)
+        for number, case in enumerate(cases):
+            os.write(1, f"{isa} {options.start + number}\n".encode())
+            _run_case(native, case, options.side, 1 + number % 3)
     return 0
 
 

@@ -28,6 +28,7 @@ def run(context: Context) -> None:
     for shape in LINEAR_SHAPES:
         with context.part(f"linear_w8a8 kernel {shape_name(shape)}"):
             kernel_rows(context, shape)
+            vector_row(context, shape)
     for shape in LINEAR_SHAPES:
         with context.part(f"QuantLinear {shape_name(shape)}"):
             layer_rows(context, shape)
@@ -93,6 +94,21 @@ def kernel_rows(context: Context, shape: tuple[int, int, int]) -> None:
     context.add(f"linear.kernel.{name}.best_ceiling", operations / seconds / best, times, rate)
     strongest = min(("_int_mm", "_int_mm contiguous"), key=lambda candidate: times[candidate].median)
     context.add_ratio(f"linear.kernel.{name}.int_mm", times, strongest, "fastcompress")
+
+
+def vector_row(context: Context, shape: tuple[int, int, int]) -> None:
+    """The kernel alone on the strongest ISA without tiles, against that ISA's own ceiling."""
+    m, k, n = shape
+    isa = [name for name in _C.isa_supported() if name != "amxint8"][-1]
+    with forced_isa(isa):
+        times = interleave({f"fastcompress {isa}": prepacked_call(shape)}, context.budget)
+    seconds, operations = times[f"fastcompress {isa}"].median, 2.0 * m * k * n
+    context.ceilings.remeasure(0.1)
+    what, ceiling = f"linear_w8a8 {isa} {shape_name(shape)}", context.ceilings.own_int8(isa)
+    fraction = context.check_ceiling(what, operations, seconds, ceiling)
+    context.add(
+        f"linear.vector.{shape_name(shape)}.ceiling", fraction, times, f"{isa}, {operations / seconds / 1e9:.0f} GOPS"
+    )
 
 
 def layer_rows(context: Context, shape: tuple[int, int, int]) -> None:

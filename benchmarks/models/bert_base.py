@@ -21,4 +21,4 @@ def run(context: Context) -> None:
         model = BertModel(BertConfig(num_hidden_layers=layers), add_pooling_layer=False).eval()
         inputs = {"input_ids": torch.randint(1000, 20000, (1, 128)), "attention_mask": torch.ones(1, 128).long()}
         quantized = fc.quantize(model, "W8A8-dynamic", example_inputs=inputs)
-        speed_rows(context, "bert_base.1×128", model, quantized, inputs)
+        speed_rows(context, "bert_base.1×128", model, quantized, inputs, "fp32 eager")

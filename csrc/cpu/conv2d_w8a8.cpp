@@ -53,10 +53,10 @@ class Conv {
             : first(first_image),
               images(std::min(c.chunk_, c.call_.batch - first_image)),
               plan(plan_gemm(c.table_, images * c.g_.pixels(), c.blob_.out_channels / c.blob_.groups, c.threads_)),
-              build(c.in_place_ ? 0 : images * c.g_.image.height),
-              offsets(images * c.g_.out_h),
-              compute(c.depthwise_ ? images * c.g_.out_h : plan.tasks() * c.blob_.groups),
-              finish(images * ceil_div(c.blob_.out_channels, kPanel)) {}
+              build(c.in_place_ ? 0 : images * c.g_.image.height, c.threads_),
+              offsets(images * c.g_.out_h, c.threads_),
+              compute(c.depthwise_ ? images * c.g_.out_h : plan.tasks() * c.blob_.groups, c.threads_),
+              finish(images * ceil_div(c.blob_.out_channels, kPanel), c.threads_) {}
         int64_t first, images;
         GemmPlan plan;
         TaskQueue build, offsets, compute, finish;
@@ -102,16 +102,16 @@ class Conv {
 
     void run_chunk(Chunk& chunk, const Epilogue& epilogue, Team& team) {
         uint8_t* scratch = scratch_ + per_thread_ * team.thread();
-        for (int64_t t; chunk.build.next(&t);)
+        for (int64_t t; chunk.build.next(team, &t);)
             build_image_row(table_, source_, g_.image, chunk.first + t / g_.image.height, t % g_.image.height,
                             image_ + t * g_.image.row_bytes(), scratch);
         if (gather_) team.barrier();  // gathering reads the image; plain offsets do not
         if (gather_ || needs_offsets())
-            for (int64_t t; chunk.offsets.next(&t);) prepare_row(chunk, t);
+            for (int64_t t; chunk.offsets.next(team, &t);) prepare_row(chunk, t);
         if (nhwc_residual_needed()) load_residual(chunk, team);
         team.barrier();
         const Epilogue local = chunk_epilogue(epilogue, chunk);
-        for (int64_t t; chunk.compute.next(&t);) {
+        for (int64_t t; chunk.compute.next(team, &t);) {
             if (depthwise_) {
                 depthwise_row(chunk, local, t, reinterpret_cast<int32_t*>(scratch));
             } else {
@@ -120,7 +120,7 @@ class Conv {
         }
         team.barrier();
         if (!call_.channels_last) {
-            for (int64_t t; chunk.finish.next(&t);) store_channels_first(chunk, t);
+            for (int64_t t; chunk.finish.next(team, &t);) store_channels_first(chunk, t);
             team.barrier();
         }
     }

@@ -33,8 +33,9 @@ GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int 
 
 void run_gemm_task(const GemmProblem& p, const GemmPlan& plan, int64_t task, int32_t* scratch) {
     const KernelTable& table = *p.table;
-    const int64_t column = task % plan.column_tasks * kTileColumns;
-    const int64_t begin = task / plan.column_tasks * plan.row_block;
+    // Neighbouring tasks share weights: a thread keeps to few panels.
+    const int64_t column = task / plan.row_tasks * kTileColumns;
+    const int64_t begin = task % plan.row_tasks * plan.row_block;
     const int64_t end = std::min(p.rows, begin + plan.row_block);
     const int64_t columns = std::min(kTileColumns, p.columns - column);
     const auto gemm = p.rows <= table.small_rows ? table.gemm_small : table.gemm;

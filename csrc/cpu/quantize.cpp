@@ -62,9 +62,10 @@ void quantize_per_tensor(const void* x, DType x_dtype, int64_t count, float scal
     const KernelTable& table = current_table();
     const float inverse = 1.0f / scale;
     constexpr int64_t kChunk = 1 << 14;
-    TaskQueue queue(ceil_div(count, kChunk));
-    parallel(threads_for(threads, count), [&](Team&) {
-        for (int64_t task; queue.next(&task);) {
+    const int team_size = threads_for(threads, count);
+    TaskQueue queue(ceil_div(count, kChunk), team_size);
+    parallel(team_size, [&](Team& team) {
+        for (int64_t task; queue.next(team, &task);) {
             const int64_t begin = task * kChunk;
             table.quantize(row_at(x, x_dtype, begin), x_dtype, std::min(kChunk, count - begin), inverse, zero_point,
                            qmin, qmin + 255, out + begin);
@@ -75,9 +76,10 @@ void quantize_per_tensor(const void* x, DType x_dtype, int64_t count, float scal
 void quantize_per_token(const void* x, DType x_dtype, int64_t rows, int64_t columns, bool symmetric, uint8_t* out,
                         float* scale, int32_t* zero_point, int threads) {
     const KernelTable& table = current_table();
-    TaskQueue queue(rows);
-    parallel(threads_for(threads, rows * columns), [&](Team&) {
-        for (int64_t row; queue.next(&row);)
+    const int team_size = threads_for(threads, rows * columns);
+    TaskQueue queue(rows, team_size);
+    parallel(team_size, [&](Team& team) {
+        for (int64_t row; queue.next(team, &row);)
             quantize_token(table, row_at(x, x_dtype, row * columns), x_dtype, columns, symmetric, out + row * columns,
                            scale + row, zero_point + row);
     });

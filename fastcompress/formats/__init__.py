@@ -2,5 +2,6 @@
 
 from fastcompress.formats.load import load
 from fastcompress.formats.save import save
+from fastcompress.formats.summary import checkpoint_info
 
-__all__ = ["load", "save"]
+__all__ = ["checkpoint_info", "load", "save"]

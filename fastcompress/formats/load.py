@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inplace: bool = Fals
         try:
             record = None if manifest.record is None else CompressionRecord.from_json(manifest.record)
             plan = make_plan(model, manifest)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
             raise CheckpointError(f"load: {directory / MANIFEST_NAME}: {error}") from error
         try:
             tensors = read_tensor_file(file, manifest)

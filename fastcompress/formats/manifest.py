@@ -72,9 +72,7 @@ class Manifest:
                 name: {"class": entry.class_name, "config": dict(entry.config)} for name, entry in self.modules.items()
             },
             "module_aliases": dict(self.module_aliases),
-            "tensors": {
-                name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in self.tensors.items()
-            },
+            "tensors": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in self.tensors.items()},
             "tensor_aliases": dict(self.tensor_aliases),
             "record": self.record,
         }

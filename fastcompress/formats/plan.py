@@ -36,7 +36,7 @@ def _check_layer_tensors(name: str, layer: LayerCodec, manifest: Manifest) -> No
             raise ValueError(f"tensor {full!r}: is missing, its layer's configuration calls for it")
         if found[1] != shape or (dtype or found[0]) != found[0] or not (dtype or DTYPES[found[0]].is_floating_point):
             wanted = f"{dtype or 'float'} {list(shape)}"
-            raise ValueError(f"tensor {full!r}: is {found[0]} {list(found[1])}, its layer's configuration says {wanted}")
+            raise ValueError(f"tensor {full!r}: is {found[0]} {list(found[1])}, its layer must have {wanted}")
 
 
 def _absent_biases(modules: Mapping[str, nn.Module], names: set[str]) -> list[Slot]:
@@ -77,14 +77,20 @@ def make_plan(model: nn.Module, manifest: Manifest) -> Plan:
             layer.check_target(modules[name])
         except ValueError as error:
             raise ValueError(f"module {name!r}: {error}; is it the same architecture?") from None
-        _check_layer_tensors(name, layer, manifest)
+        if name in parsed:  # a further name of a shared module has no tensors of its own
+            _check_layer_tensors(name, layer, manifest)
         if layer.owns_tensors or not layer.keeps(modules[name]):
             layers[name] = layer
     # Plain layers are built on the meta device, just to learn which slots the converted model will have.
     stand_ins = {name: None if layer.owns_tensors else layer.build({}, modules[name]) for name, layer in layers.items()}
     slots = list(structure.slots(model, stand_ins))
-    owned = {name for name, layer in layers.items() if layer.owns_tensors}
-    stored = {name for name in (*manifest.tensors, *manifest.tensor_aliases) if name.rpartition(".")[0] not in owned}
+    taken = {
+        structure.join(name, key)
+        for name, layer in layers.items()
+        if layer.owns_tensors and name in parsed
+        for key in layer.tensors()
+    }
+    stored = {*manifest.tensors, *manifest.tensor_aliases} - taken
     slots += _absent_biases(modules, stored - {slot.name for slot in slots})
     for name in sorted(stored ^ {slot.name for slot in slots}):
         where = "the model has no place for it" if name in stored else "the model needs it, the file lacks it"

@@ -37,9 +37,12 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Write JSON with sorted keys; NaN and infinity are a ``ValueError``."""
+    """Write JSON with sorted keys; NaN, infinity and too deep nesting are a ``ValueError``."""
     separators = (",", ":") if indent is None else None
-    return json.dumps(value, sort_keys=True, indent=indent, separators=separators, allow_nan=False, ensure_ascii=True)
+    try:
+        return json.dumps(value, sort_keys=True, indent=indent, separators=separators, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def digest(value: Any) -> str:

@@ -89,6 +89,9 @@ class LazyWeight(Tensor):
     def data(self, value: Tensor) -> None:
         not_trainable("weight.data = ...")
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        not_trainable("weight[...] = ...")
+
     def numpy(self, *, force: bool = False) -> Any:
         """The values as a numpy array (a copy)."""
         return self.materialize().numpy(force=force)

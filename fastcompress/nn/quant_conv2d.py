@@ -178,17 +178,28 @@ class QuantConv2d(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
-        geometry = (self.out_channels, self.kernel_size, self.stride, self.padding4, self.dilation)
         if _is_compiling():
-            return _op(input, self.packed, *geometry)
+            return self._traced(input)
         try:
             if input.requires_grad and is_grad_enabled():
-                return _op(input, self.packed, *geometry)
+                return self._traced(input)
             with below_autograd():
-                return _call(input, self._buffers["packed"], *geometry)
+                return _call(
+                    input,
+                    self._buffers["packed"],
+                    self.out_channels,
+                    self.kernel_size,
+                    self.stride,
+                    self.padding4,
+                    self.dilation,
+                )
         except Exception:
             self._diagnose(input)
             raise
+
+    def _traced(self, input: Tensor) -> Tensor:
+        """The call as compilers and autograd should see it."""
+        return _op(input, self.packed, self.out_channels, self.kernel_size, self.stride, self.padding4, self.dilation)
 
     def _diagnose(self, input: Tensor) -> None:
         """Raise TypeError or ValueError if the input is at fault; the operator itself can only raise RuntimeError."""

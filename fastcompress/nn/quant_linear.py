@@ -110,6 +110,11 @@ class QuantLinear(QuantizedLayer):
                 f"QuantLinear: `input` has {input.shape[-1]} features (shape {list(input.shape)}), the layer takes "
                 f"in_features={self.in_features}"
             )
+        if input.dtype == torch.uint8 and self.input_mode != "static":
+            raise ValueError(
+                f"QuantLinear: `input` is uint8, but input_mode={self.input_mode!r} quantizes floats itself; pass the "
+                "float tensor"
+            )
 
     def extra_repr(self) -> str:
         """The constructor's view, for ``print(model)``."""

@@ -5,6 +5,7 @@ Every multiply and add is its own torch operation, so nothing is ever fused; eac
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .checks import check_scale, check_weight
 from .transcendental import gelu_erf, gelu_tanh, silu
@@ -60,16 +61,16 @@ def quantize_rows(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     x = x.to(torch.float32)
     bad = ~torch.isfinite(x).all(dim=-1)
     x = torch.where(bad.unsqueeze(-1), 0.0, x)
+    with_zero = F.pad(x, (0, 1))  # zero is in every range, and the range of an empty row
     one, tiny = _f32(1.0, x), _f32(_TINY, x)
     if symmetric:
-        scale = torch.maximum(x.abs().amax(dim=-1) * (one / _f32(127.0, x)), tiny)
+        scale = torch.maximum(with_zero.abs().amax(dim=-1) * (one / _f32(127.0, x)), tiny)
         inv = one / scale
         zero = torch.full_like(scale, 128.0)
         lowest = 1
     else:
         third = one / _f32(255.0, x)
-        low = torch.clamp(x.amin(dim=-1), max=0.0)
-        high = torch.clamp(x.amax(dim=-1), min=0.0)
+        low, high = with_zero.amin(dim=-1), with_zero.amax(dim=-1)
         scale = torch.maximum(high * third - low * third, tiny)
         inv = one / scale
         zero = torch.round(-low * inv).clamp(0, 255)

@@ -123,8 +123,8 @@ def check_quantize_per_token(input: Tensor) -> None:
     """Check the arguments of ``quantize_per_token``; raises TypeError or ValueError."""
     op = "quantize_per_token"
     _expect_dtype(op, "input", input, FLOATS, "convert it with .float()")
-    if input.dim() < 1 or input.shape[-1] == 0:
-        raise ValueError(f"{op}: `input` needs a last dimension of at least 1, got shape {list(input.shape)}")
+    if input.dim() < 1:
+        raise ValueError(f"{op}: `input` must have at least one dimension ([..., K]), got a scalar")
 
 
 def _check_output(

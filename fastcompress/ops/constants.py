@@ -1,4 +1,4 @@
-"""Names and integer codes shared with ``csrc/include/fastcompress/types.h`` (``tests/ops/test_constants.py`` compares them)."""
+"""Names and integer codes shared with ``csrc/include/fastcompress/types.h``; a test compares the two."""
 
 __all__ = ["ACTIVATIONS", "INPUT_MODES", "ISA_NAMES", "MAX_K"]
 

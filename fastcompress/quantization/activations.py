@@ -23,7 +23,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": F.hardsigmoid,
 }
 
-# gelu and its tanh form differ by 5e-4 at most, everything else by far more; implementations of one differ by some ulps.
+# gelu and its tanh form differ by up to 5e-4, all others by far more; implementations of one function by some ulps.
 _ATOL = 1e-5
 _RTOL = 1e-5
 
@@ -71,5 +71,6 @@ def _takes_one_tensor(module: nn.Module) -> bool:
         parameters = inspect.signature(type(module).forward).parameters.values()
     except (TypeError, ValueError):
         return False
-    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind in positional]
     return len(required) == 2  # self and the input

@@ -1,4 +1,4 @@
-"""Subclasses of Conv2d and Linear with a ``forward`` of their own: the registry that says which plain layer each one equals.
+"""Subclasses of Conv2d and Linear with a ``forward`` of their own: which plain layer each one equals.
 
 An adapter is only ever believed after its layer gave the same outputs as the module on calibration data.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,9 @@ def register_adapter(cls: type[nn.Module], adapter: Adapter) -> None:
 
     Args:
         cls: a module class, usually a subclass of ``nn.Conv2d`` or ``nn.Linear`` with a ``forward`` of its own.
-        adapter: called with the module and the shapes of its inputs in calibration (empty when there were none). Returns an
-            `Adapted`, or None when no plain layer does the same for these shapes; may raise ``ValueError`` with the reason.
+        adapter: called with the module and the shapes of its inputs in calibration (empty when there were none).
+            Returns an `Adapted`, or None when no plain layer does the same for these shapes; may raise ``ValueError``
+            with the reason.
 
     `quantize` compares the outputs on calibration data and skips the module, with a report, where they differ.
 
@@ -71,19 +72,21 @@ def register_adapter(cls: type[nn.Module], adapter: Adapter) -> None:
         >>> def adapter(module, input_shapes):
         ...     plain = nn.Linear(module.in_features, module.out_features)
         ...     plain.weight, plain.bias = nn.Parameter(module.weight * 2), nn.Parameter(module.bias * 2)
-        ...     return fc.quantization.Adapted(plain)
+        ...     return fastcompress.quantization.adapters.Adapted(plain)
         >>> fc.register_adapter(ScaledLinear, adapter)
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise TypeError(f"register_adapter: cls must be a class of torch.nn.Module, got {cls!r:.80}")
     if not callable(adapter):
-        raise TypeError(f"register_adapter: adapter must be callable as adapter(module, input_shapes), got {adapter!r:.80}")
+        raise TypeError(
+            f"register_adapter: adapter must be callable as adapter(module, input_shapes), got {adapter!r:.80}"
+        )
     _REGISTRY[cls] = adapter
 
 
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a Linear or Conv2d computes something else than torch's own."""
-    cls = type(module)
+    cls: Any = type(module)
     if isinstance(module, nn.Conv2d):
         return cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward
     return cls.forward is not nn.Linear.forward
@@ -117,8 +120,8 @@ def adapt(module: nn.Module, examples: Sequence[tuple[Tensor, Tensor]]) -> Adapt
         return f"{name} has a forward of its own and no adapter; tell how it works with fastcompress.register_adapter"
     try:
         adapted = adapter(module, [tuple(x.shape) for x, _ in examples])
-    except ValueError as error:
-        return f"the adapter for {name} refused: {error}"
+    except ValueError as refusal:
+        return f"the adapter for {name} refused: {refusal}"
     if adapted is None:
         return f"the adapter for {name} found no plain layer that does the same for the sizes seen"
     if type(adapted.layer) not in (nn.Linear, nn.Conv2d):
@@ -138,7 +141,9 @@ def _difference(found: Tensor, expected: Tensor) -> str | None:
     bound = 1e-4 if expected.dtype == torch.float32 else 2e-2
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     error = float((found.float() - expected.float()).abs().max()) if expected.numel() else 0.0
-    return None if error <= bound * max(largest, 1e-6) else f"outputs differ by {error:.3g}, the largest is {largest:.3g}"
+    if error <= bound * max(largest, 1e-6):
+        return None
+    return f"outputs differ by {error:.3g}, the largest is {largest:.3g}"
 
 
 def _tf_padding(conv: nn.Conv2d, height: int, width: int) -> Padding4:

@@ -58,9 +58,10 @@ class ChannelMean:
 
 
 def corrected_bias(bias: Tensor | None, float_mean: Tensor, quantized_mean: Tensor) -> Tensor:
-    """The bias that makes the quantized layer's mean output equal to the float layer's: ``bias + float_mean - quantized_mean``.
+    """The bias that gives the quantized layer the float layer's mean output: ``bias + float_mean - quantized_mean``.
 
-    Both means are per output channel, before the activation function, over the same calibration data, with `bias` in place.
+    Both means are per output channel, before the activation function, over the same calibration data, with `bias` in
+    place.
 
     Args:
         bias: ``[out]`` or None (no bias yet).
@@ -77,13 +78,14 @@ def corrected_bias(bias: Tensor | None, float_mean: Tensor, quantized_mean: Tens
         >>> corrected_bias(None, torch.tensor([1.0]), torch.tensor([0.75]))
         tensor([0.2500])
 
-    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.2 and appendix D.
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.2.
     """
     expected = tuple(float_mean.shape) if bias is None else tuple(bias.shape)
     for name, mean in (("float_mean", float_mean), ("quantized_mean", quantized_mean)):
         if tuple(mean.shape) != expected or mean.dim() != 1:
             raise ValueError(
-                f"corrected_bias: `{name}` has shape {list(mean.shape)}, expected {list(expected)}, one mean per output channel"
+                f"corrected_bias: `{name}` has shape {list(mean.shape)}, expected {list(expected)}, one mean per "
+                "output channel"
             )
         if not bool(torch.isfinite(mean).all()):
             raise ValueError(f"corrected_bias: `{name}` holds NaN or infinity; check the calibration data")
@@ -95,7 +97,7 @@ def corrected_bias(bias: Tensor | None, float_mean: Tensor, quantized_mean: Tens
 
 @torch.no_grad()
 def expected_output_shift(layer: nn.Module, quantized_weight: Tensor, input_mean: Tensor) -> Tensor:
-    """``E[W x] - E[W~ x] = (W - W~) E[x]`` per output channel: what to add to the bias when only the weight's rounding counts.
+    """``E[W x] - E[W~ x] = (W - W~) E[x]`` per output channel: what the weight's rounding takes from the mean output.
 
     For convolutions the taps of a channel are summed, which neglects zero padding.
 
@@ -116,17 +118,19 @@ def expected_output_shift(layer: nn.Module, quantized_weight: Tensor, input_mean
         >>> expected_output_shift(layer, layer.weight, torch.ones(2))
         tensor([0.], dtype=torch.float64)
 
-    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.2.1.
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.2.
     """
-    check_layer("expected_output_shift", "layer", layer)
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    layer = check_layer("expected_output_shift", "layer", layer)
+    weight = layer.weight
     if quantized_weight.shape != weight.shape:
         raise ValueError(
-            f"expected_output_shift: `quantized_weight` has shape {list(quantized_weight.shape)}, the layer's is {list(weight.shape)}"
+            f"expected_output_shift: `quantized_weight` has shape {list(quantized_weight.shape)}, the layer's weight "
+            f"{list(weight.shape)}"
         )
     if tuple(input_mean.shape) != (in_channels(layer),):
         raise ValueError(
-            f"expected_output_shift: `input_mean` has shape {list(input_mean.shape)}, expected [{in_channels(layer)}], one mean per input channel"
+            f"expected_output_shift: `input_mean` has shape {list(input_mean.shape)}, expected [{in_channels(layer)}], "
+            "one mean per input channel"
         )
     view = by_input(layer)
     error = view.double() - quantized_weight.detach().double().reshape(view.shape)

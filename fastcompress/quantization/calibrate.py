@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ _BAR_AFTER_SECONDS = 2.0
 
 
 def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None) -> Any:
-    """Run ``model`` on one batch: a tensor is ``model(x)``, a mapping ``model(**x)``, a tuple or list its first element.
+    """Run ``model`` on a batch: a tensor is ``model(x)``, a mapping ``model(**x)``, a tuple or list its first element.
 
     Raises:
         TypeError, ValueError: the batch is none of these, or empty.
@@ -36,7 +36,7 @@ def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None)
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise ValueError("quantize: a calibration batch is an empty tuple or list; its first element is the model's input")
+            raise ValueError("quantize: a calibration batch is an empty tuple or list; its first element is the input")
         return run_batch(model, batch[0])
     raise TypeError(
         f"quantize: a calibration batch is a {type(batch).__name__}; allowed are a tensor (model(x)), a dict "
@@ -53,11 +53,13 @@ def as_batches(data: Any, argument: str = "calibration_data") -> Iterable[Any]:
     """
     if isinstance(data, (Tensor, Mapping)):
         return (data,)
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+    iterable = isinstance(data, Iterable) or hasattr(data, "__getitem__")
+    if not iterable or isinstance(data, (str, bytes)):
         raise TypeError(
-            f"quantize: {argument} must be an iterable of batches (a DataLoader, a list of tensors), got {type(data).__name__}"
+            f"quantize: {argument} must be an iterable of batches (a DataLoader, a list of tensors), "
+            f"got {type(data).__name__}"
         )
-    return data
+    return cast("Iterable[Any]", data)
 
 
 def replayable(batches: Iterable[Any]) -> Iterable[Any]:
@@ -87,28 +89,32 @@ def run_batches(
     around: Callable[[], Any] | None = None,
     description: str = "calibrating",
     progress: bool | None = None,
+    first: list[Any] | None = None,
 ) -> int:
-    """Run ``model`` on every batch and return their number; ``around()`` makes a context for each run.
+    """Run ``model`` on every batch and return their number.
+
+    ``around()`` makes a context for each run; the first batch is put into the empty list ``first``.
 
     Raises:
         ValueError: there are no batches. Whatever the model raises is passed on with the batch's number as a note.
     """
     count = 0
     for batch in track(batches, description, progress):
+        if first is not None and not first:
+            first.append(batch)
         try:
             if around is None:
                 run_batch(model, batch, forward_fn)
             else:
                 with around():
-                    output = run_batch(model, batch, forward_fn)
-                del output  # alive until `around` has seen who else holds its parts
+                    run_batch(model, batch, forward_fn)
         except Exception as error:
             error.add_note(f"raised while {description}, on batch {count}")
             raise
         count += 1
     if count == 0:
         raise ValueError(
-            "quantize: calibration_data yielded no batches; give at least one (an iterator that was used before is empty)"
+            "quantize: calibration_data yielded no batches; give at least one (a used-up iterator is empty)"
         )
     return count
 
@@ -121,7 +127,7 @@ def track(items: Iterable[T], description: str, enabled: bool | None = None) -> 
     """
     if enabled is None:
         enabled = sys.stderr.isatty()
-    total = len(items) if hasattr(items, "__len__") else None
+    total = len(items) if isinstance(items, Sized) else None
     start = time.monotonic()
     bar: Any = None
     try:

@@ -1,12 +1,12 @@
 """What follows which module, learned from the identity of tensors while a model runs; the model is not traced.
 
-Tracked modules get a ``forward`` of their own for the time of the recording. It tags the output tensor with the call that
-made it. A dispatch mode sees every operator that touches a tagged tensor, so a consumer that is no module (an addition, a
-view, a slice) is seen as well; and a tagged tensor that is still alive after the run was kept by somebody. Both mean that
-the value is needed as it is, and that nothing may be fused behind the module that made it.
+Tracked modules get a ``forward`` of their own for the time of the recording. It tags the output tensor with the call
+that made it. A dispatch mode sees every operator that touches a tagged tensor, so a consumer that is no module (an
+addition, a view, a slice) is seen as well; and a tagged tensor that is still alive after the run was kept by somebody.
+Both mean that the value is needed as it is, and that nothing may be fused behind the module that made it.
 
-Instance attributes are used instead of forward hooks, because torch leaves its fused transformer path when a module has hooks,
-and then other modules would run than in real use.
+Instance attributes are used instead of forward hooks, because torch leaves its fused transformer path when a module has
+hooks, and then other modules would run than in real use.
 """
 
 from __future__ import annotations
@@ -102,10 +102,11 @@ class FlowTracer:
 
     Args:
         modules: name → module to track; every module under one name only.
+        root: the model; what it returns counts as kept, whatever happens to it outside.
         listeners: called after each call with its input and output, with the recording paused.
 
     Example:
-        >>> tracer = FlowTracer(dict(model.named_modules()))
+        >>> tracer = FlowTracer(dict(model.named_children()), model)
         >>> with tracer.recording():
         ...     with tracer.run():
         ...         out = model(x)
@@ -113,8 +114,10 @@ class FlowTracer:
         'bn1'
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], listeners: tuple[Listener, ...] = ()) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], root: nn.Module, listeners: tuple[Listener, ...] = ()) -> None:
         self.flow = Flow()
+        self._root = root
+        self._returned: list[Any] = []
         self.listeners = listeners
         self._modules = modules
         self._stack: list[_Call] = []
@@ -130,6 +133,9 @@ class FlowTracer:
         """Give the tracked modules their recording ``forward``; taken away again whatever happens."""
         saved: list[tuple[nn.Module, Any]] = []
         try:
+            if self._root not in self._modules.values() and not isinstance(self._root, torch.jit.ScriptModule):
+                saved.append((self._root, self._root.__dict__.get("forward")))
+                self._root.__dict__["forward"] = self._keep_output(self._root.forward)
             for name, module in self._modules.items():
                 saved.append((module, module.__dict__.get("forward")))
                 module.__dict__["forward"] = self._wrap(name, module)
@@ -143,12 +149,15 @@ class FlowTracer:
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Around one run of the model; the model's output must stay alive until the block is left."""
+        """Around one run of the model."""
         self._stack.clear()
         self._finished.clear()
-        with _Watcher(self):
-            yield
-        self._settle()
+        try:
+            with _Watcher(self):
+                yield
+            self._settle()
+        finally:
+            self._returned.clear()
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -157,6 +166,14 @@ class FlowTracer:
             yield
         finally:
             self._paused = before
+
+    def _keep_output(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            self._returned.append(output)
+            return output
+
+        return forward
 
     def _wrap(self, name: str, module: nn.Module) -> Callable[..., Any]:
         original = module.forward
@@ -218,7 +235,7 @@ class FlowTracer:
 
     def _settle(self) -> None:
         """After a run: who else holds a tensor keeps it for himself; then sum up."""
-        if any(_alive(call) and len(call.consumers) == 1 for call in self._finished):
+        if any(len(call.consumers) == 1 and None not in call.consumers and _alive(call) for call in self._finished):
             gc.collect()  # frames in reference cycles hold tensors too, and mean nothing
         for call in self._finished:
             if _alive(call):

@@ -1,4 +1,4 @@
-"""Layer → BatchNorm → activation: which chains hold at every call, so that one int8 layer can do the work of all three."""
+"""Layer → BatchNorm → activation: which chains hold at every call, so that one int8 layer can do all the work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import nn
 
 from fastcompress.quantization.activations import epilogue_activation
@@ -44,11 +45,15 @@ def is_foldable(norm: nn.Module, channels: int) -> bool:
     if type(norm) not in _NORMS or carries_hooks(norm):
         return False
     batch_norm = cast(nn.BatchNorm2d, norm)
-    return batch_norm.running_mean is not None and batch_norm.num_features == channels
+    mean, variance = batch_norm.running_mean, batch_norm.running_var
+    if mean is None or variance is None or batch_norm.num_features != channels:
+        return False
+    statistics = [mean, variance, *batch_norm.parameters()]
+    return all(bool(torch.isfinite(t).all()) for t in statistics) and bool((variance + batch_norm.eps > 0).all())
 
 
 def foldable_norm(name: str, layer: nn.Module, modules: Mapping[str, nn.Module], flow: Flow) -> str | None:
-    """The BatchNorm that is the only consumer of ``name``'s output, and follows nothing else; None when there is none."""
+    """The BatchNorm that alone consumes ``name``'s output, and follows nothing else; None when there is none."""
     found = flow.sole_next(name)
     if found is None or flow.sole_source(found) != name:
         return None
@@ -63,8 +68,8 @@ def foldable_norm(name: str, layer: nn.Module, modules: Mapping[str, nn.Module],
 def find_fusions(layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], flow: Flow) -> dict[str, Fusion]:
     """The fusions for ``layers`` (name → its plain equivalent), all of which will be int8.
 
-    An activation module that is used in several places goes only when every one of them is fused; otherwise it stays, for
-    all of them, since it would be applied twice behind a layer that has it already.
+    An activation module that is used in several places goes only when every one of them is fused; otherwise it stays,
+    for all of them, since it would be applied twice behind a layer that has it already.
     """
     norms = {name: foldable_norm(name, layer, modules, flow) for name, layer in layers.items()}
     ends = {norm or name: name for name, norm in norms.items()}  # where the chain ends so far → its layer

@@ -1,4 +1,4 @@
-"""A histogram of unknown data in bounded memory, whose counts do not depend on the order or the batching of the data."""
+"""A histogram of unknown data in bounded memory, whose counts do not depend on the data's order or batching."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _MIN_EXPONENT = -112
 
 @dataclass(frozen=True)
 class Cells:
-    """The occupied part of a histogram in ascending order: `count` values lie in ``[left, right]`` (all float64, same length).
+    """The occupied bins of a histogram in ascending order: `count` values in ``[left, right]`` (float64, same length).
 
     A cell with ``left == right`` holds values known exactly.
     """
@@ -87,7 +87,7 @@ class Histogram:
         self._counts, self._exponent, self._first = counts, exponent, first
 
     def update(self, values: Tensor, low: float, high: float) -> None:
-        """Count finite `values` (any shape, float dtype of at most 32 bits) whose minimum is `low` and maximum `high`."""
+        """Count finite `values` (any shape, float dtype up to 32 bits) whose minimum is `low` and maximum `high`."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(min(self.low, 0.0), max(self.high, 0.0))
         factor = math.ldexp(1.0, -self._exponent)
@@ -100,7 +100,7 @@ class Histogram:
             self.zeros += zeros
 
     def cells(self) -> Cells:
-        """Occupied bins, clipped to the smallest and largest value seen, with the exact zeros as a cell of their own."""
+        """Occupied bins, clipped to the smallest and largest value seen, the exact zeros as a cell of their own."""
         occupied = self._counts.nonzero().flatten()
         index = (occupied + self._first).to(torch.float64)
         left = (index * self.width).clamp(self.low, self.high)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from fastcompress.config import QuantConfig
 from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear
 from fastcompress.quantization.adapters import Adapted
-from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias
+from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
 from fastcompress.quantization.flow import InputKind
 from fastcompress.quantization.fold import fold_batchnorm
 from fastcompress.quantization.fuse import Fusion
 from fastcompress.quantization.observers import Observer, make_observer
-from fastcompress.quantization.qparams import weight_scales
+from fastcompress.quantization.qparams import quantize_weight, weight_scales
 from fastcompress.quantization.smooth import ChannelAbsMax
 from fastcompress.quantization.speed import SpeedCase, Verdict, choose_inputs, default_inputs
 from fastcompress.quantization.targets import Candidate
@@ -95,10 +95,11 @@ class Job:
 
     def fold(self, modules: Mapping[str, nn.Module]) -> None:
         """Make the float layer that the int8 one is quantized from: a copy, with the BatchNorm folded in."""
+        self.layer = _copy(self.plain)
         if self.fusion.norm is not None:
-            self.layer = cast("nn.Linear | nn.Conv2d", fold_batchnorm(self.plain, modules[self.fusion.norm]))
-        else:
-            self.layer = _copy(self.plain)
+            weight, bias = fold_batchnorm(self.plain, modules[self.fusion.norm])
+            self.layer.weight = nn.Parameter(weight, requires_grad=False)
+            self.layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def quantized(self, config: QuantConfig) -> QuantizedLayer:
         """The int8 layer.
@@ -113,9 +114,7 @@ class Job:
             scale, zero_point = self.observer.qparams(symmetric=config.symmetric_activations)
         weight_scale = weight_scales(layer.weight, config.weight_observer)
         if self.mean is not None:
-            layer = _copy(layer)
-            bias = corrected_bias(layer, weight_scale, self.mean.mean())
-            layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+            layer = _bias_corrected(layer, weight_scale, self.mean.value)
         options: dict[str, Any] = {
             "input_mode": config.input_mode,
             "input_scale": scale,
@@ -123,12 +122,9 @@ class Job:
             "activation": self.fusion.activation,
             "weight_scale": weight_scale,
         }
-        made: QuantizedLayer
         if isinstance(layer, nn.Conv2d):
-            made = QuantConv2d.from_float(layer, padding=self.adapted.padding, **options)
-        else:
-            made = QuantLinear.from_float(layer, **options)
-        return made.train(self.candidate.module.training)
+            return QuantConv2d.from_float(layer, padding=self.adapted.padding, **options).eval()
+        return QuantLinear.from_float(layer, **options).eval()
 
     def speed_case(self, modules: Mapping[str, nn.Module], config: QuantConfig, group: str | None) -> SpeedCase:
         """What is measured: the dense modules in a row against the int8 layer that replaces them."""
@@ -182,3 +178,13 @@ def _copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
         if layer.bias is not None:
             copied.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
     return copied
+
+
+def _bias_corrected(layer: nn.Linear | nn.Conv2d, weight_scale: Tensor, input_mean: Tensor) -> nn.Linear | nn.Conv2d:
+    """A copy whose bias makes up for the mean error of the rounded weights."""
+    rounded = quantize_weight(layer.weight, weight_scale).float()
+    rounded = rounded * weight_scale.reshape(-1, *[1] * (rounded.dim() - 1))
+    shift = expected_output_shift(layer, rounded, input_mean)
+    corrected = _copy(layer)
+    corrected.bias = nn.Parameter(corrected_bias(layer.bias, shift, torch.zeros_like(shift)), requires_grad=False)
+    return corrected

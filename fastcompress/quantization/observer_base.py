@@ -1,4 +1,4 @@
-"""What every activation observer has in common: screening of the data, the data's range, and the way from a range to u8 parameters."""
+"""What every activation observer has in common: screening the data, its range, and u8 parameters from a range."""
 
 import math
 import warnings
@@ -34,7 +34,7 @@ class Observer(ABC):
         self.nonfinite_elems = 0
 
     def update(self, x: Tensor) -> None:
-        """Take one batch (any shape and float dtype) into account; NaN and infinities are left out, counted and warned of.
+        """Take a batch (any shape, float dtype) into account; NaN and infinities are left out, counted and warned of.
 
         Raises:
             TypeError: `x` is not a floating-point tensor.
@@ -67,8 +67,8 @@ class Observer(ABC):
         count = values.numel() - finite.numel()
         if self.nonfinite_elems == 0:
             warnings.warn(
-                f"{name}: `x` holds {count} NaN or infinite values out of {values.numel()}; they are ignored here and, from now "
-                "on, only counted in `nonfinite_elems`; check the calibration data",
+                f"{name}: `x` holds {count} NaN or infinite values out of {values.numel()}; they are ignored here and, "
+                "from now on, only counted in `nonfinite_elems`; check the calibration data",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -77,7 +77,7 @@ class Observer(ABC):
 
     @abstractmethod
     def _observe(self, values: Tensor, low: float, high: float) -> None:
-        """Record finite, non-empty `values` with minimum `low` and maximum `high`; ``data_min/max`` are still those of before."""
+        """Record finite, non-empty `values` from `low` to `high`; the attributes are updated afterwards."""
 
     @abstractmethod
     def _range(self, symmetric: bool) -> tuple[float, float]:
@@ -92,8 +92,8 @@ class Observer(ABC):
         if not self.has_data:
             ignored = f" ({self.nonfinite_elems} NaN or infinite values were ignored)" if self.nonfinite_elems else ""
             raise ValueError(
-                f"{type(self).__name__}: no data was observed{ignored}; run at least one non-empty, finite calibration batch "
-                "through the layer before asking for its scale"
+                f"{type(self).__name__}: no data was observed{ignored}; run at least one non-empty, finite calibration "
+                "batch through the layer before asking for its scale"
             )
         return self._range(symmetric)
 

@@ -25,8 +25,8 @@ class MovingAverageObserver(Observer):
     """Exponential moving averages of each batch's minimum and maximum; the order of the batches matters.
 
     Args:
-        averaging: weight of the newest batch, in (0, 1]. The default suits the tens of batches of a calibration; training,
-            with its thousands of steps, uses 0.01 or less.
+        averaging: weight of the newest batch, in (0, 1]. The default suits the tens of batches of a calibration;
+            training, with its thousands of steps, uses 0.01 or less.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
     (CVPR 2018), §3.1.

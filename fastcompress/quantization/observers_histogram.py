@@ -27,7 +27,7 @@ class _HistogramObserver(Observer):
 
 
 def order_statistic(cells: Cells, rank: int) -> float:
-    """Value number `rank` (from 0) of the sorted data, to within the width of the cell that holds it; the extremes are exact."""
+    """Value number `rank` (from 0) of the sorted data, to within the width of its cell; the extremes are exact."""
     ends = cells.count.cumsum(0)
     if rank == 0:
         return float(cells.left[0])
@@ -42,12 +42,13 @@ class PercentileObserver(_HistogramObserver):
     """Clips the outermost values at both ends.
 
     Args:
-        percentile: in (50, 100]: the range goes from the ``100 - percentile`` to the `percentile` percentile of all values
-            (linear interpolation between neighbours, as ``torch.quantile``), each to within one bin.
+        percentile: in (50, 100]: the range goes from the ``100 - percentile`` to the `percentile` percentile of all
+            values (linear interpolation between neighbours, as ``torch.quantile``), each to within one bin.
         bins: histogram size.
 
-    Source: McKinstry et al., "Discovering Low-Precision Networks Close to Full-Precision Networks for Efficient Inference"
-    (arXiv 1809.04191, 2018); Wu et al., "Integer Quantization for Deep Learning Inference" (arXiv 2004.09602, 2020), §5.
+    Source: McKinstry et al., "Discovering Low-Precision Networks Close to Full-Precision Networks for Efficient
+    Inference" (arXiv 1809.04191, 2018); Wu et al., "Integer Quantization for Deep Learning Inference" (arXiv
+    2004.09602, 2020), section "Calibration".
     """
 
     def __init__(self, percentile: float = 99.99, bins: int = 2048) -> None:
@@ -82,8 +83,8 @@ class MSEObserver(_HistogramObserver):
     Args:
         bins: histogram size.
 
-    Source: Sung et al., "Resiliency of Deep Neural Networks under Quantization" (arXiv 1511.06488, 2015), §3; Nagel et al.,
-    "A White Paper on Neural Network Quantization" (arXiv 2106.08295, 2021), §3.1.
+    Source: Sung et al., "Resiliency of Deep Neural Networks under Quantization" (arXiv 1511.06488, 2015); Nagel
+    et al., "A White Paper on Neural Network Quantization" (arXiv 2106.08295, 2021), §3.1.
     """
 
     def _range(self, symmetric: bool) -> tuple[float, float]:
@@ -96,10 +97,10 @@ class MSEObserver(_HistogramObserver):
 class EntropyObserver(_HistogramObserver):
     """Clips where that loses the least information about the distribution: least KL divergence.
 
-    Differs from TensorRT's method, which is symmetric, in that both ends of the range are searched and candidates are quantized on the u8 grid that
-    they lead to. Exact zeros are left out: they are represented exactly by every candidate, and a ReLU's spike of
-    them would drown the rest (TensorRT's tools drop that bin too). Ranges whose levels would be narrower than the histogram's bins
-    are not considered, because every such range looks lossless.
+    Differs from TensorRT's method, which is symmetric, in that both ends of the range are searched and candidates are
+    quantized on the u8 grid that they lead to. Exact zeros are left out: they are represented exactly by every
+    candidate, and a ReLU's spike of them would drown the rest (TensorRT's tools drop that bin too). Ranges whose
+    levels would be narrower than the histogram's bins are not considered, because every such range looks lossless.
 
     Args:
         bins: histogram size.

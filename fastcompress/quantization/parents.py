@@ -1,4 +1,4 @@
-"""Why a layer must stay as it is: its parent reads its weight directly, its weight is tied, or torch machinery sits on it."""
+"""Why a layer must stay float: its parent reads its weight directly, its weight is tied, or something sits on it."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ def _fast_path_possible(layer: nn.TransformerEncoderLayer) -> bool:
     )
 
 
-def parent_problems(model: nn.Module, flow: Flow | None) -> dict[nn.Module, str]:
+def parent_problems(model: nn.Module, observed: bool) -> dict[nn.Module, str]:
     """Children of torch's own modules that read a child's weight and never call it.
 
-    With a ``flow`` only what cannot be seen there is decided by class (`never_ran` knows the rest).
+    Where the model is observed running, only what cannot be seen there is decided by class (`never_ran` does the rest).
     """
     result: dict[nn.Module, str] = {}
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             result[module.out_proj] = "nn.MultiheadAttention reads its weight directly and never calls it"
-        elif isinstance(module, nn.TransformerEncoderLayer) and flow is None and _fast_path_possible(module):
+        elif isinstance(module, nn.TransformerEncoderLayer) and not observed and _fast_path_possible(module):
             for child in (module.linear1, module.linear2):
                 result[child] = (
                     "nn.TransformerEncoderLayer's fused path may read its weight directly; give example_inputs to find "
@@ -107,7 +107,9 @@ def tied_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     return [group for group in owners.values() if len(group) > 1]
 
 
-def tied_problems(model: nn.Module, candidates: Mapping[nn.Module, str]) -> tuple[dict[nn.Module, str], dict[nn.Module, str]]:
+def tied_problems(
+    model: nn.Module, candidates: Mapping[nn.Module, str]
+) -> tuple[dict[nn.Module, str], dict[nn.Module, str]]:
     """(problems, notes) of candidates that share a parameter with another module.
 
     Tied with something that stays float (an embedding), quantizing would break the tie and store the weight twice.
@@ -122,9 +124,9 @@ def tied_problems(model: nn.Module, candidates: Mapping[nn.Module, str]) -> tupl
                 continue
             if others:
                 name, other = others[0]
-                problems[module] = f"its weight is tied to {name or 'the model'} ({type(other).__name__}), which stays float"
+                owner = f"{name or 'the model'} ({type(other).__name__})"
+                problems[module] = f"its weight is tied to {owner}, which stays float"
             else:
                 rest = ", ".join(candidates[m] for _, m in group if m is not module)
                 notes[module] = f"shared its parameters with {rest}; each has its own int8 weights now"
     return problems, notes
-

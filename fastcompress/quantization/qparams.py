@@ -1,4 +1,4 @@
-"""Scales and zero points from ranges, and int8 weights from float ones: the float32 formulas of docs/architecture.md §1."""
+"""Scales and zero points from ranges, int8 weights from float ones: the float32 formulas of docs/architecture.md §1."""
 
 import math
 
@@ -23,7 +23,7 @@ _CHUNK_ELEMS = 1 << 18
 
 
 def qparams_of_ranges(low: Tensor, high: Tensor, symmetric: bool = False) -> tuple[Tensor, Tensor]:
-    """u8 scales (float32) and zero points (int32) of many ranges ``low``, ``high`` (float32, same shape, finite) at once.
+    """u8 scales (float32) and zero points (int32) of many ranges `low`, `high` (float32, same shape, finite) at once.
 
     The ranges are widened to hold 0. `symmetric` gives zero point 128 and a scale that maps the larger end to ±127.
     """
@@ -49,7 +49,8 @@ def choose_qparams(low: float, high: float, symmetric: bool = False) -> tuple[fl
         symmetric: zero point 128 and ±absmax at 1 and 255, instead of the tightest range.
 
     Returns:
-        ``(scale, zero_point)``: a positive, normal float32 value and an integer in ``[0, 255]``, to which real 0 is mapped exactly.
+        ``(scale, zero_point)``: a positive, normal float32 value and an integer in ``[0, 255]``, to which real 0 is
+        mapped exactly.
 
     Raises:
         ValueError: an end is not finite in float32, or ``low > high``.
@@ -66,7 +67,7 @@ def choose_qparams(low: float, high: float, symmetric: bool = False) -> tuple[fl
     for name, value in (("low", low), ("high", high)):
         if not math.isfinite(float32_of(value)):
             raise ValueError(
-                f"choose_qparams: `{name}` must be finite in float32, got {value!r}; drop NaN and infinities from the data"
+                f"choose_qparams: `{name}` must be finite in float32, got {value!r}; keep NaN and infinities out"
             )
     if low > high:
         raise ValueError(f"choose_qparams: `low` must not exceed `high`, got [{low!r}, {high!r}]")
@@ -101,8 +102,8 @@ def weight_scales(weight: Tensor, method: str = "minmax") -> Tensor:
 
     Args:
         weight: float ``[out, in]`` or ``[out, in/groups, kh, kw]``.
-        method: ``"minmax"``: ``max(absmax, 2^-100) / 127``, nothing is clipped; ``"mse"``: the fraction of that, 0.38 to 1, with the least
-            squared error of the rounded weights (never worse than minmax).
+        method: ``"minmax"``: ``max(absmax, 2^-100) / 127``, nothing is clipped; ``"mse"``: the fraction of that, 0.38
+            to 1, with the least squared error of the rounded weights (never worse than minmax).
 
     Returns:
         float32 ``[out]``, positive and normal.

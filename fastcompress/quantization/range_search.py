@@ -31,9 +31,9 @@ def _grid(lows: Tensor, highs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor,
 def mean_squared_errors(cells: Cells, lows: Tensor, highs: Tensor, symmetric: bool = False) -> Tensor:
     """Mean squared rounding-and-clipping error of candidate ranges, the data taken as uniform inside each cell.
 
-    In units of the scale, with k the (clamped) level that x goes to and r = x - k, the squared error has the antiderivative k/12 + r³/3:
-    every whole level adds ∫r² over [-1/2, 1/2] = 1/12, and outside the range k stays while r grows. So a cell costs two
-    evaluations, however narrow the levels are.
+    In units of the scale, with k the (clamped) level that x goes to and r = x - k, the squared error has the
+    antiderivative k/12 + r³/3: every whole level adds ∫r² over [-1/2, 1/2] = 1/12, and outside the range k stays
+    while r grows. So a cell costs two evaluations, however narrow the levels are.
 
     Args:
         cells: the data.
@@ -63,8 +63,9 @@ def mean_squared_errors(cells: Cells, lows: Tensor, highs: Tensor, symmetric: bo
 def relative_entropies(cells: Cells, lows: Tensor, highs: Tensor, symmetric: bool = False) -> Tensor:
     """Kullback-Leibler divergence (nats) between the clipped data and its quantized version, for candidate ranges.
 
-    P is the histogram with the mass outside the range added to the outermost occupied bin inside; Q spreads the mass inside, level by level,
-    evenly over that level's occupied bins. A range with no data inside gets an infinite divergence.
+    P is the histogram with the mass outside the range added to the outermost occupied bin inside; Q spreads the mass
+    inside, level by level, evenly over that level's occupied bins. A range with no data inside gets an infinite
+    divergence.
 
     Args:
         cells: the data, narrow cells of equal width.
@@ -126,7 +127,7 @@ class _Search:
 
 
 def search_range(low: float, high: float, loss: RangeLoss, min_fraction: float = 0.0) -> tuple[float, float]:
-    """The range inside ``[low, high]`` with the least loss found by line searches: both ends together, then each by itself.
+    """The range inside ``[low, high]`` of least loss, found by line searches: each end by itself, and both together.
 
     Args:
         low: at most 0.
@@ -142,11 +143,12 @@ def search_range(low: float, high: float, loss: RangeLoss, min_fraction: float =
     search = _Search(low, high, loss, min_fraction)
     coarse = torch.tensor(_FRACTIONS)
     ends = [(move_low, not move_low) for move_low in (False, True) if (low if move_low else high) != 0]
-    search.line(coarse, True, True)
-    if len(ends) == 2:
-        for _ in range(2):
-            for move_low, move_high in ends:
-                search.line(coarse, move_low, move_high)
+    # Each end from the full range first: an outlier at one end must not pull in the other one.
+    for _ in range(2 if len(ends) == 2 else 1):
+        for move_low, move_high in ends:
+            search.line(coarse, move_low, move_high)
+        if len(ends) == 2:
+            search.line(coarse, True, True)
     steps = torch.arange(_FINE, -_FINE - 1, -1) / _FINE
     for round_ in range(2):
         for move_low, move_high in ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -35,7 +36,7 @@ class SpeedCase:
         inputs: what it is measured on, with weights (how often each came).
         dense: the float layer together with all that the int8 layer takes over.
         quantized: makes the int8 layer; called only when it is measured.
-        group: name of the activation module that this layer shares with others of the same group; None when it does not.
+        group: name of the activation module that this layer takes over, which others may share; None without one.
     """
 
     name: str
@@ -82,8 +83,8 @@ def _elems(kind: InputKind) -> int:
 def decide(cases: Sequence[SpeedCase], timer: Timer, progress: bool | None = None) -> dict[str, Verdict]:
     """Measure every distinct case and decide: name → `Verdict`.
 
-    A layer is replaced when int8 takes less time, averaged over its inputs. When all layers of a group together take less
-    time, those among them that alone do not are replaced too: the shared activation can only go away as one.
+    A layer is replaced when int8 takes less time, averaged over its inputs. When all layers of a group together take
+    less time, those among them that alone do not are replaced too: the shared activation can only go away as one.
     """
     measured: dict[tuple[Any, ...], tuple[float, float]] = {}
     distinct = {(case.key, case.inputs): case for case in cases}
@@ -108,7 +109,7 @@ def _measure(case: SpeedCase, timer: Timer) -> tuple[float, float]:
     with torch.no_grad():
         for kind, weight in case.inputs:
             x = kind.make()
-            seconds = timer({"dense": lambda x=x: case.dense(x), "int8": lambda x=x: quantized(x)})
+            seconds = timer({"dense": partial(case.dense, x), "int8": partial(quantized, x)})
             dense_seconds += seconds["dense"] * weight / total
             quantized_seconds += seconds["int8"] * weight / total
     return dense_seconds, quantized_seconds
@@ -123,7 +124,7 @@ def _verdict(dense: float, quantized: float) -> Verdict:
 
 def _group_reason(group: str, dense: float, quantized: float) -> str:
     ratio = dense / quantized if quantized > 0 else float("inf")
-    return f"int8 so that all layers before the shared {group} fuse it: measured {ratio:.2f}× as fast for all of them together"
+    return f"int8 so that all layers before the shared {group} fuse it: {ratio:.2f}× as fast for all of them together"
 
 
 def _groups(cases: Iterable[SpeedCase]) -> dict[str, list[str]]:

@@ -1,0 +1,27 @@
+"""Measuring, explaining and checking compressed models."""
+
+from fastcompress.report.benchmark import BenchmarkResult, BenchmarkRow, benchmark
+from fastcompress.report.environment import cpu_model, environment, git_commit, isa_name, library_version
+from fastcompress.report.explain import Explanation, LayerRow, explain
+from fastcompress.report.measure import compare, median_seconds, rotate
+from fastcompress.report.size import size_bytes
+from fastcompress.report.verify import verify
+
+__all__ = [
+    "BenchmarkResult",
+    "BenchmarkRow",
+    "Explanation",
+    "LayerRow",
+    "benchmark",
+    "compare",
+    "cpu_model",
+    "environment",
+    "explain",
+    "git_commit",
+    "isa_name",
+    "library_version",
+    "median_seconds",
+    "rotate",
+    "size_bytes",
+    "verify",
+]

@@ -6,7 +6,6 @@ import functools
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ __all__ = ["cpu_model", "environment", "git_commit", "isa_name", "library_versio
 
 
 def library_version() -> str:
-    """The installed version of fastcompress, or ``"unknown"`` when it runs from a checkout that was never installed."""
-    try:
-        return metadata.version("fastcompress")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """The version of fastcompress."""
+    import fastcompress  # late: the package's own __init__ imports this module
+
+    return fastcompress.__version__
 
 
 @functools.cache

@@ -217,7 +217,18 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     }
 
 
-@pytest.mark.parametrize("name", list(_samples()))
+OPERATORS = (
+    "quantize_per_tensor",
+    "quantize_per_token",
+    "linear_w8a8",
+    "conv2d_w8a8",
+    "linear_w8a8_backward",
+    "conv2d_w8a8_backward",
+    "dequantize_w8a8",
+)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name: str) -> None:
     for arguments, keywords in _samples()[name]:
         torch.library.opcheck(getattr(ops, name).default, arguments, keywords)
@@ -225,4 +236,4 @@ def test_opcheck(name: str) -> None:
 
 def test_every_operator_has_an_opcheck() -> None:
     registered = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("fastcompress::")}
-    assert registered == set(_samples())
+    assert registered == set(OPERATORS) == set(_samples())

@@ -15,13 +15,23 @@ namespace {
 
 using fastcompress::GemmBlock;
 
+// Steps of 64 in K that a pair of weight panels stays in L1 for (24 KiB) while the rows pass by.
+constexpr int64_t kSpanSteps = 12;
+
 template <int ROW_TILES, int PANELS>
-inline void block(const GemmBlock& g, const uint8_t* a, const int8_t* b, int32_t* c) {
-    _tile_zero(0);
-    if constexpr (PANELS > 1) _tile_zero(1);
-    if constexpr (ROW_TILES > 1) _tile_zero(2);
-    if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_zero(3);
-    const int64_t steps = g.segment_quads / 16;
+inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* a, const int8_t* b, int32_t* c) {
+    const int64_t ldc_bytes = g.ldc * 4;
+    if (first) {
+        _tile_zero(0);
+        if constexpr (PANELS > 1) _tile_zero(1);
+        if constexpr (ROW_TILES > 1) _tile_zero(2);
+        if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_zero(3);
+    } else {
+        _tile_loadd(0, c, ldc_bytes);
+        if constexpr (PANELS > 1) _tile_loadd(1, c + 16, ldc_bytes);
+        if constexpr (ROW_TILES > 1) _tile_loadd(2, c + 16 * g.ldc, ldc_bytes);
+        if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_loadd(3, c + 16 * g.ldc + 16, ldc_bytes);
+    }
     const uint8_t* a1 = a + 16 * g.a_stride;
     const int8_t* b1 = b + g.panel_stride;
     for (int64_t k = 0; k < steps; ++k) {
@@ -42,35 +52,46 @@ inline void block(const GemmBlock& g, const uint8_t* a, const int8_t* b, int32_t
         b += 1024;
         b1 += 1024;
     }
-    const int64_t ldc_bytes = g.ldc * 4;
     _tile_stored(0, c, ldc_bytes);
     if constexpr (PANELS > 1) _tile_stored(1, c + 16, ldc_bytes);
     if constexpr (ROW_TILES > 1) _tile_stored(2, c + 16 * g.ldc, ldc_bytes);
     if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_stored(3, c + 16 * g.ldc + 16, ldc_bytes);
 }
 
+// Rows [row0, row1) times all panels; full tiles of 2 x 16 rows, or the one tail that the configuration was made for.
 template <int ROW_TILES>
-inline void columns(const GemmBlock& g, int64_t row) {
-    const uint8_t* a = g.a + row * g.a_stride;
-    int32_t* c = g.c + row * g.ldc;
-    int64_t p = 0;
-    for (; p + 2 <= g.panels; p += 2) block<ROW_TILES, 2>(g, a, g.b + p * g.panel_stride, c + 16 * p);
-    if (p < g.panels) block<ROW_TILES, 1>(g, a, g.b + p * g.panel_stride, c + 16 * p);
+void rows(const GemmBlock& g, int64_t row0, int64_t row1) {
+    const int64_t steps = g.segment_quads / 16;
+    const int64_t spans = (steps + kSpanSteps - 1) / kSpanSteps;
+    for (int64_t p = 0; p < g.panels; p += 2) {
+        for (int64_t s = 0; s < spans; ++s) {
+            const int64_t k0 = steps * s / spans, k1 = steps * (s + 1) / spans;
+            const int8_t* b = g.b + p * g.panel_stride + k0 * 1024;
+            for (int64_t row = row0; row < row1; row += 32) {
+                const uint8_t* a = g.a + row * g.a_stride + k0 * 64;
+                int32_t* c = g.c + row * g.ldc + 16 * p;
+                if (p + 2 <= g.panels) {
+                    block<ROW_TILES, 2>(g, s == 0, k1 - k0, a, b, c);
+                } else {
+                    block<ROW_TILES, 1>(g, s == 0, k1 - k0, a, b, c);
+                }
+            }
+        }
+    }
 }
 
 void gemm(const GemmBlock& g) {
-    int64_t row = 0;
-    if (g.rows >= 32) {
+    const int64_t full = g.rows / 32 * 32, left = g.rows - full;
+    if (full > 0) {
         configure_tiles(16, 16);
-        for (; row + 32 <= g.rows; row += 32) columns<2>(g, row);
+        rows<2>(g, 0, full);
     }
-    const int64_t left = g.rows - row;
     if (left > 16) {
         configure_tiles(16, left - 16);
-        columns<2>(g, row);
+        rows<2>(g, full, g.rows);
     } else if (left > 0) {
         configure_tiles(left, 0);
-        columns<1>(g, row);
+        rows<1>(g, full, g.rows);
     }
     _tile_release();
 }
@@ -95,6 +116,6 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_amxint8 = {gemm, "tdpbusd 32x32", 64, 32, true, nullptr, ceiling};
+extern const W8A8Table kW8A8_amxint8 = {gemm, "tdpbusd 32x32", 64, 128, true, nullptr, ceiling};
 
 }  // namespace fastcompress

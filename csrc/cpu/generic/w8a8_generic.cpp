@@ -32,6 +32,11 @@ struct Dot {
             for (int i = 0; i < 4; ++i) acc.v[l] += a.v[4 * l + i] * b.bytes[4 * l + i];
         return acc;
     }
+    static Acc load(const int32_t* p) {
+        Acc a;
+        for (int l = 0; l < lanes; ++l) a.v[l] = p[l];
+        return a;
+    }
     static void store(int32_t* p, const Acc& a) {
         for (int l = 0; l < lanes; ++l) p[l] = a.v[l];
     }

@@ -17,6 +17,7 @@ struct Dot512Base {
     static constexpr int lanes = 16;
     using Acc = __m512i;
     static Acc zero() { return _mm512_setzero_si512(); }
+    static Acc load(const int32_t* p) { return _mm512_loadu_si512(p); }
     static void store(int32_t* p, Acc a) { _mm512_storeu_si512(p, a); }
     static __m512i load(const int8_t* p) { return _mm512_loadu_si512(p); }
 };

@@ -1,0 +1,154 @@
+"""The functions that turn a model into a compressed one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from fastcompress.config import QuantConfig, Target
+from fastcompress.quantization.calibrate import ForwardFn, as_batches, replayable
+from fastcompress.quantization.ptq import Source, quantize_model
+from fastcompress.quantization.speed import Timer
+from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord, LayerDecision, record_of
+from fastcompress.report.environment import cpu_model, isa_name, library_version
+from fastcompress.report.measure import compare
+
+__all__ = ["convert", "quantize"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def quantize(
+    model: nn.Module,
+    scheme: str | QuantConfig = "W8A8",
+    calibration_data: Any = None,
+    *,
+    targets: Iterable[Target] | Target | None = None,
+    ignore: Iterable[Target] | Target | None = None,
+    observer: str | None = None,
+    example_inputs: Any = None,
+    forward_fn: ForwardFn | None = None,
+    only_if_faster: bool | None = None,
+    inplace: bool = False,
+    progress: bool | None = None,
+    timer: Timer | None = None,
+) -> nn.Module:
+    """Quantize a trained model's layers to int8, where that is possible and faster.
+
+    Args:
+        model: any model; it is run, not traced.
+        scheme: ``"W8A8"`` (static activations; convolutions and linears; needs ``calibration_data``),
+            ``"W8A8-dynamic"`` (activations per token at run time; linears), or a `QuantConfig` with every option.
+        calibration_data: iterable of batches. A tensor is ``model(x)``, a dict ``model(**x)``, a tuple or list its
+            first element. Optional for dynamic schemes, where it shows what can be fused and which shapes are measured.
+        targets: quantize only these: module names, ``"re:…"`` patterns that match a whole name, or classes. A container
+            stands for all layers inside.
+        ignore: leave these as they are; the same notation, stronger than ``targets``.
+        observer: how static activation ranges are found, see `QuantConfig`.
+        example_inputs: one batch like those of real use (same protocol): layers are measured at its shapes.
+        forward_fn: ``forward_fn(model, batch)`` runs the model in place of the batch protocol.
+        only_if_faster: measure each distinct layer and keep the dense one where int8 is not faster on this machine
+            (default True). Without data a linear is measured at 1 and 128 tokens.
+        inplace: change ``model`` itself and return it, instead of a copy.
+        progress: show progress bars; by default when it takes long and stderr is a terminal.
+        timer: replaces the stopwatch: ``timer({"dense": f, "int8": g})`` gives the seconds of one call of each.
+
+    Returns:
+        The quantized model, in the training mode it had. Every layer's fate and its reason are in its record, see
+        `fastcompress.explain`; layers that could not be quantized are also logged, in one warning.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, no data, a target that matches nothing. ``model`` is unchanged after
+            any exception.
+
+    Example:
+        >>> q = fc.quantize(model, "W8A8", calibration_data=loader)
+        >>> q = fc.quantize(bert, "W8A8-dynamic", ignore="classifier", example_inputs=tokens)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize: model must be a torch.nn.Module, got {type(model).__name__}")
+    config = _configure(scheme, targets, ignore, observer, only_if_faster)
+    source = _source(config, calibration_data, example_inputs, forward_fn, progress)
+    earlier = record_of(model)
+    work = model if inplace else _copied(model)
+    result, decisions = quantize_model(work, config, source, timer or compare)
+    if inplace and result is not model:
+        raise ValueError(
+            f"quantize: inplace=True cannot turn a {type(model).__name__} into another object; it has no parent to be "
+            "replaced in, use inplace=False and its return value"
+        )
+    setattr(result, RECORD_ATTRIBUTE, _record(config, decisions, earlier))
+    return result
+
+
+def convert(model: M, *, inplace: bool = False) -> M:
+    """Finish what a model carries from training-time compression; finished layers are left alone.
+
+    Quantized layers are finished, so a model from `quantize` or `load` comes back as it is.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+
+    Example:
+        >>> ready = fc.convert(model)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
+    return model if inplace else _copied(model, "convert")
+
+
+def _configure(
+    scheme: str | QuantConfig,
+    targets: Iterable[Target] | Target | None,
+    ignore: Iterable[Target] | Target | None,
+    observer: str | None,
+    only_if_faster: bool | None,
+) -> QuantConfig:
+    given = {"targets": targets, "ignore": ignore, "observer": observer, "only_if_faster": only_if_faster}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if isinstance(scheme, QuantConfig):
+        return replace(scheme, **changes)
+    return QuantConfig(scheme, **changes)
+
+
+def _source(
+    config: QuantConfig, calibration_data: Any, example_inputs: Any, forward_fn: ForwardFn | None, progress: bool | None
+) -> Source:
+    if forward_fn is not None and not callable(forward_fn):
+        raise TypeError(f"quantize: forward_fn must be callable as forward_fn(model, batch), got {forward_fn!r:.80}")
+    batches = None if calibration_data is None else as_batches(calibration_data)
+    if batches is None:
+        needing = [f"scheme {config.scheme!r}"] if config.input_mode == "static" else []
+        needing += ["smoothquant"] if config.smoothquant is not None else []
+        needing += ["bias_correction"] if config.bias_correction else []
+        if needing:
+            raise ValueError(
+                f"quantize: {' and '.join(needing)} needs calibration_data: an iterable of batches, some hundred real "
+                "samples in all; scheme 'W8A8-dynamic' needs none"
+            )
+    elif config.equalize or config.smoothquant is not None:
+        batches = replayable(batches)
+    return Source(batches, example_inputs, forward_fn, progress)
+
+
+def _copied(model: M, function: str = "quantize") -> M:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TypeError(
+            f"{function}: {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
+        ) from error
+
+
+def _record(
+    config: QuantConfig, decisions: list[LayerDecision], earlier: CompressionRecord | None
+) -> CompressionRecord:
+    """The model's record; decisions of earlier calls about other layers stay in it."""
+    decided = {decision.name for decision in decisions}
+    kept = [] if earlier is None else [decision for decision in earlier.layers if decision.name not in decided]
+    environment = {"cpu": cpu_model(), "isa": isa_name()}
+    return CompressionRecord(config.scheme, config.to_json(), (*kept, *decisions), library_version(), environment)
