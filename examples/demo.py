@@ -135,8 +135,7 @@ def run_case(case: Case, quick: bool, progress: Progress) -> Outcome:
     advance = partial(progress.advance, task)
     dense = case.load()
     progress.update(task, advance=1, what=f"quantize ({case.config.scheme}), keeping what is faster")
-    calibration = {"calibration_data": case.calibration, "example_inputs": case.example, "progress": False}
-    quantized = fc.quantize(dense, case.config, **calibration)
+    quantized = fc.quantize(dense, case.config, case.calibration, example_inputs=case.example, progress=False)
     progress.update(task, advance=1, what="save and load")
     compressed, file_bytes = save_and_load(case, quantized)
     progress.update(task, advance=1, what="compile the dense network, then time all")
@@ -182,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quick = parser.parse_args(argv).quick
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a log file has no width to respect
+        console = Console(width=200)  # a log file has no width to respect
     counters = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[what]}"))
     outcomes = []
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), *counters, console=console) as progress:
@@ -193,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"{seen.case.name}, {seen.case.data} into calibration and evaluation", highlight=False)
     for seen in outcomes:
         console.print(f"\n{seen.case.name}: what runs in each layer, and why")
-        console.print(str(fc.explain(seen.model, seen.case.example)), markup=False, highlight=False, soft_wrap=True)
+        console.print(fc.explain(seen.model, seen.case.example))
     return 0 if all(seen.agreement.enough for seen in outcomes) else 1
 
 

@@ -66,9 +66,16 @@ ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
     const bool rows_contiguous = !depthwise && b.groups == 1 && c.dilation_w == 1;
     const int64_t per_row = rows_contiguous ? 1 : b.kernel_w;
     g.segment_bytes = b.channel_pad * (rows_contiguous ? b.kernel_w : 1);
+    const auto offset = [&](int64_t i, int64_t j) {
+        return (i * c.dilation_h * l.width + j * c.dilation_w) * l.pitch;
+    };
+    if (depthwise) {  // by columns, padded with a tap that exists
+        for (int64_t j = 0; j < b.kernel_w; ++j)
+            for (int64_t i = 0; i < round_up(b.kernel_h, 4); ++i) g.segments.push_back(offset(i < b.kernel_h ? i : 0, j));
+        return g;
+    }
     for (int64_t i = 0; i < b.kernel_h; ++i)
-        for (int64_t j = 0; j < per_row; ++j)
-            g.segments.push_back((i * c.dilation_h * l.width + j * c.dilation_w) * l.pitch);
+        for (int64_t j = 0; j < per_row; ++j) g.segments.push_back(offset(i, j));
     return g;
 }
 

@@ -15,7 +15,8 @@ struct ConvGeometry {
     int64_t source_step_h, source_step_w;  // how the source is subsampled while it is quantized
     int64_t step_h, step_w;                // strides left for the kernel to take
     bool uniform;                          // pixels of an image lie `pitch` apart: a plain matrix
-    // Reduction: runs of segment_bytes at these offsets from a pixel's first tap (kernels.h, GemmBlock).
+    // Reduction: runs of segment_bytes at these offsets from a pixel's first tap (kernels.h, GemmBlock); for depthwise
+    // convolutions the tap offsets of DepthwiseRow.
     std::vector<int64_t> segments;
     int64_t segment_bytes;
 

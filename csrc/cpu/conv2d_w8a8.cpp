@@ -81,20 +81,16 @@ class Conv {
         Workspace& w = Workspace::local();
         auto size = [](int64_t bytes) { return Workspace::size(static_cast<size_t>(bytes)); };
         w.reset(size(image) + size(gathered) + size(offsets * 8) + size(nhwc_out) + size(nhwc_residual) +
-                size(per_thread_ * threads_) + size(tap_count() * 8));
+                size(per_thread_ * threads_));
         image_ = w.take_array<uint8_t>(image);
         gathered_ = w.take_array<uint8_t>(gathered);
         offsets_ = w.take_array<int64_t>(offsets);
         nhwc_out_ = w.take_array<uint8_t>(nhwc_out);
         nhwc_residual_ = w.take_array<uint8_t>(nhwc_residual);
         scratch_ = w.take_array<uint8_t>(per_thread_ * threads_);
-        taps_ = w.take_array<int64_t>(tap_count());
-        const int64_t taps = static_cast<int64_t>(g_.segments.size());
-        for (int64_t t = 0; t < tap_count(); ++t) taps_[t] = g_.segments[static_cast<size_t>(t < taps ? t : 0)];
     }
 
     bool needs_offsets() const { return !depthwise_ && !gather_ && !g_.uniform; }
-    int64_t tap_count() const { return round_up(static_cast<int64_t>(g_.segments.size()), 4); }
 
     const uint8_t* images(const Chunk& chunk) const {
         return in_place_ ? static_cast<const uint8_t*>(call_.x) + chunk.first * g_.image.image_bytes() : image_;
@@ -201,8 +197,10 @@ class Conv {
         const int64_t image = t / g_.out_h, y = t % g_.out_h;
         DepthwiseRow row{};
         row.pixel_step = g_.step_w * g_.image.pitch;
-        row.tap_offset = taps_;
-        row.tap_quads = blob_.k_pad / 4;
+        row.column_step = call_.dilation_w * g_.image.pitch;
+        row.tap_offset = g_.segments.data();
+        row.kernel_w = blob_.kernel_w;
+        row.column_quads = ceil_div(blob_.kernel_h, 4);
         row.w = blob_panels(blob_);
         row.channels = g_.image.pitch;
         row.acc = scratch;
@@ -248,7 +246,7 @@ class Conv {
     int threads_ = 1;
     uint8_t *image_ = nullptr, *gathered_ = nullptr, *nhwc_out_ = nullptr, *nhwc_residual_ = nullptr,
             *scratch_ = nullptr;
-    int64_t *offsets_ = nullptr, *taps_ = nullptr;
+    int64_t* offsets_ = nullptr;
     std::deque<Chunk> queues_;
 };
 

@@ -91,7 +91,8 @@ def make_plan(model: nn.Module, manifest: Manifest) -> Plan:
         for key in layer.tensors()
     }
     stored = {*manifest.tensors, *manifest.tensor_aliases} - taken
-    slots += _absent_biases(modules, stored - {slot.name for slot in slots})
+    kept = {name: module for name, module in modules.items() if name not in layers}
+    slots += _absent_biases(kept, stored - {slot.name for slot in slots})
     for name in sorted(stored ^ {slot.name for slot in slots}):
         where = "the model has no place for it" if name in stored else "the model needs it, the file lacks it"
         raise ValueError(f"tensor {name!r:.200}: {where}; is it the same architecture?")

@@ -21,11 +21,11 @@ __all__ = ["open_pair", "read_manifest", "read_tensor_file"]
 def _open(path: Path) -> BinaryIO:
     # O_NONBLOCK: a pipe in the file's place must not block the open.
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = cast(BinaryIO, os.fdopen(os.open(path, flags), "rb", buffering=0))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise CheckpointError(f"load: {path}: is not a regular file")
-    return file
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("is not a regular file")
+    return cast(BinaryIO, os.fdopen(descriptor, "rb", buffering=0))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -40,19 +40,24 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(f"load: {path}: {error}") from None
 
 
+def _read_again(directory: Path, manifest: Manifest, error: OSError) -> Manifest:
+    again = read_manifest(directory)
+    if isinstance(error, FileNotFoundError) and again.tensor_file != manifest.tensor_file:
+        return again
+    missing = f"no such file, {MANIFEST_NAME} names it; copy both files"
+    problem = missing if isinstance(error, FileNotFoundError) else str(error)
+    raise CheckpointError(f"load: {directory / manifest.tensor_file}: {problem}") from None
+
+
 @contextlib.contextmanager
 def open_pair(directory: Path) -> Iterator[tuple[Manifest, BinaryIO]]:
     """Yield the manifest and its tensor file, open for reading."""
     manifest = read_manifest(directory)
     try:
         file = _open(directory / manifest.tensor_file)
-    except FileNotFoundError:
+    except OSError as error:
         # A save may have replaced both files since the JSON was read; the new pair is then complete.
-        again = read_manifest(directory)
-        if again.tensor_file == manifest.tensor_file:
-            path = directory / manifest.tensor_file
-            raise CheckpointError(f"load: {path}: no such file, {MANIFEST_NAME} names it; copy both files") from None
-        manifest = again
+        manifest = _read_again(directory, manifest, error)
         file = _open(directory / manifest.tensor_file)
     with file:
         yield manifest, file

@@ -112,7 +112,7 @@ def adapt(module: nn.Module, examples: Sequence[tuple[Tensor, Tensor]]) -> Adapt
     """The checked plain equivalent of ``module``, or the reason why there is none.
 
     Args:
-        examples: (input, output) pairs of the module, from calibration.
+        examples: (input, output) pairs of the module, from calibration; none: a linear is tried on random inputs.
     """
     name = type(module).__name__
     adapter = _find(module)
@@ -127,6 +127,9 @@ def adapt(module: nn.Module, examples: Sequence[tuple[Tensor, Tensor]]) -> Adapt
     if type(adapted.layer) not in (nn.Linear, nn.Conv2d):
         return f"the adapter for {name} returned a {type(adapted.layer).__name__}, allowed are nn.Linear and nn.Conv2d"
     with torch.no_grad():
+        if not examples and isinstance(adapted.layer, nn.Linear):
+            x = torch.randn(4, adapted.layer.in_features, dtype=adapted.layer.weight.dtype)
+            examples = [(x, module(x))]
         for x, expected in examples:
             error = _difference(adapted(x), expected)
             if error is not None:

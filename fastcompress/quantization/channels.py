@@ -58,16 +58,16 @@ def output_absmax(layer: Layer) -> Tensor:
 
 
 def scale_inputs(layer: Layer, factor: Tensor) -> Tensor:
-    """The weight with input channel j multiplied by ``factor[j]`` (in float32, rounded once), as a new tensor."""
+    """The weight with input channel j multiplied by ``factor[j]`` (in float64, rounded once), as a new tensor."""
     view = by_input(layer)
-    scaled = view.float() * factor.reshape(view.shape[0], 1, view.shape[2], 1)
+    scaled = view.double() * factor.double().reshape(view.shape[0], 1, view.shape[2], 1)
     return scaled.reshape(layer.weight.shape).to(layer.weight.dtype)
 
 
 def scale_outputs(tensor: Tensor, factor: Tensor) -> Tensor:
-    """`tensor` ``[out, ...]`` with output channel i multiplied by ``factor[i]`` (in float32, rounded once)."""
-    wide = factor.reshape(-1, *[1] * (tensor.dim() - 1))
-    return (tensor.detach().float() * wide).to(tensor.dtype)
+    """`tensor` ``[out, ...]`` with output channel i multiplied by ``factor[i]`` (in float64, rounded once), as a new tensor."""
+    wide = factor.double().reshape(-1, *[1] * (tensor.dim() - 1))
+    return (tensor.detach().double() * wide).to(tensor.dtype)
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

@@ -70,8 +70,9 @@ def _pair_scale(first: Layer, second: Layer) -> Tensor:
 
 def _apply_pair(first: Layer, second: Layer, scale: Tensor) -> bool:
     """Divide first's outputs and multiply second's inputs by `scale`; False, and nothing changed, on overflow."""
-    weight = scale_outputs(first.weight, 1.0 / scale)
-    bias = None if first.bias is None else scale_outputs(first.bias, 1.0 / scale)
+    inverse = 1.0 / scale.double()
+    weight = scale_outputs(first.weight, inverse)
+    bias = None if first.bias is None else scale_outputs(first.bias, inverse)
     after = scale_inputs(second, scale)
     if not all_finite([weight, after] if bias is None else [weight, after, bias]):
         return False

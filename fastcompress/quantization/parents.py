@@ -24,6 +24,8 @@ def carries_hooks(module: nn.Module) -> bool:
 
 def layer_problem(module: nn.Module) -> str | None:
     """Why this layer, seen alone, cannot become int8; None when it can."""
+    if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
+        return "it is lazy and was never run"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "it is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
     if "forward" in module.__dict__:
@@ -31,8 +33,6 @@ def layer_problem(module: nn.Module) -> str | None:
     if carries_hooks(module):
         return "it has hooks, which would be lost; remove them first"
     weight = getattr(module, "weight", None)
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        return "it is lazy and was never run"
     if not isinstance(weight, Tensor):
         return "it has no weight tensor"
     if type(weight) not in (nn.Parameter, Tensor):

@@ -15,9 +15,10 @@ TINY = 2.0**-100
 #: What ``weight_scales`` accepts as `method`.
 WEIGHT_METHODS = ("minmax", "mse")
 
-#: The MSE search of a weight channel scales its absmax by 1 plus these, then by the best found plus those.
+#: The MSE search of a weight channel scales its absmax by 1 plus these, then twice by the best so far plus finer ones.
 _COARSE = tuple(-0.025 * step for step in range(1, 25))
 _FINE = tuple(0.005 * step for step in range(4, -5, -1) if step != 0)
+_FINEST = tuple(0.001 * step for step in range(4, -5, -1) if step != 0)
 #: Rows are searched in pieces of about this many elements, so that a piece stays in the cache between candidates.
 _CHUNK_ELEMS = 1 << 18
 
@@ -84,14 +85,15 @@ def _candidate_error(rows: Tensor, absmax: Tensor, fraction: Tensor) -> Tensor:
 
 
 def _best_fraction(rows: Tensor, absmax: Tensor) -> Tensor:
+    searched = absmax > TINY  # below the floor every weight rounds to 0 anyway
     best = torch.ones_like(absmax)
     best_error = _candidate_error(rows, absmax, best)
-    for offsets in (_COARSE, _FINE):
+    for offsets in (_COARSE, _FINE, _FINEST):
         centre = best
         for offset in offsets:
             fraction = (centre + offset).clamp(max=1.0)
             error = _candidate_error(rows, absmax, fraction)
-            better = error < best_error
+            better = searched & (error < best_error)
             best = torch.where(better, fraction, best)
             best_error = torch.where(better, error, best_error)
     return best

@@ -131,7 +131,7 @@ def _scaled_previous(previous: nn.Module, scale: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"smooth: `previous` ({kind}) has {weight.shape[0]} output channels, but `linears` read {scale.numel()}"
         )
-    inverse = 1.0 / scale
+    inverse = 1.0 / scale.double()
     scaled = {"weight": scale_outputs(weight, inverse)}
     bias = getattr(previous, "bias", None)
     if isinstance(bias, Tensor):

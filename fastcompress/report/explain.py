@@ -103,9 +103,7 @@ class Explanation:
         if self.total_seconds is not None:
             rest = self.total_seconds - sum(row.seconds or 0.0 for row in self.rows)
             share = f"{rest / self.total_seconds:.1%}" if self.total_seconds else ""
-            lines.append(
-                ["(everything else)", *[""] * 8, render.milliseconds(rest), share, "not a linear or convolution"]
-            )
+            lines.append(["(everything else)", *[""] * 8, render.milliseconds(rest), share, "no layer of the above"])
         counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())
         title = f"{self.scheme or 'no record'}: {counts or 'no layers'}; isa {self.isa}, {self.threads} threads"
         return render.table(title, columns, lines)

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -16,12 +17,23 @@ _FILE_WIDTH = 160
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
-    """A table from ``(heading, "left" | "right")`` columns and rows of plain strings."""
-    result = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
-    for heading, side in columns:
-        result.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    """A table from ``(heading, "left" | "right")`` columns and rows of plain strings; empty columns are left out."""
+    result = Table(
+        title=title,
+        caption=caption or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    shown = [index for index in range(len(columns)) if not rows or any(row[index] for row in rows)]
+    for index in shown:
+        heading, side = columns[index]
+        # Only the last column, free text, may be broken over lines.
+        last = index == len(columns) - 1
+        result.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=not last)
     for row in rows:
-        result.add_row(*(cell.replace("[", r"\[") for cell in row))
+        result.add_row(*(row[index].replace("[", r"\[") for index in shown))
     return result
 
 

@@ -123,7 +123,7 @@ class Snapshot:
     """What a model looks like, to prove later that it was not touched."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = {name: module for name, module in model.named_modules(remove_duplicate=False)}
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.values = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 

@@ -95,18 +95,39 @@ MANIFEST_CASES: list[tuple[str, Callable[[Body], None], tuple[str, ...]]] = [
     ("negative padding", _set(*CONV, "padding", value=[0, 0, -1, 0]), ("module 'conv': padding: must lie in",)),
     ("zero groups", _set(*CONV, "groups", value=0), ("module 'conv': groups: must lie in",)),
     ("groups do not divide", _set(*CONV, "groups", value=2), ("module 'conv': groups: must divide",)),
-    ("other stride than the model", _set(*CONV, "stride", value=[2, 2]), ("module 'conv': stride is (2, 2) in the file",)),
-    ("other size than the model", _set(*CONV, "out_channels", value=8), ("module 'conv': the weight has 216 elements",)),
+    (
+        "other stride than the model",
+        _set(*CONV, "stride", value=[2, 2]),
+        ("module 'conv': stride is (2, 2) in the file",),
+    ),
+    (
+        "other size than the model",
+        _set(*CONV, "out_channels", value=8),
+        ("module 'conv': the weight has 216 elements",),
+    ),
     ("huge size", _set(*CONV, "out_channels", value=2**31 - 1), ("module 'conv': the weight has",)),
-    ("unknown activation", _set(*CONV, "activation", value="swish"), ("module 'conv': activation: 'swish' is not one",)),
+    (
+        "unknown activation",
+        _set(*CONV, "activation", value="swish"),
+        ("module 'conv': activation: 'swish' is not one",),
+    ),
     ("dynamic convolution", _set(*CONV, "input_mode", value="dynamic"), ("module 'conv': input_mode",)),
     ("unknown dtype", _set(*CONV, "dtype", value="int8"), ("module 'conv': dtype: 'int8' is not one of",)),
     ("bias dropped", _set(*CONV, "bias", value=False), ("tensor 'conv.bias': the model has no place",)),
-    ("mode without its tensors", _set("modules", "hidden", "config", "input_mode", value="static"), ("hidden.input_scale",)),
+    (
+        "mode without its tensors",
+        _set("modules", "hidden", "config", "input_mode", value="static"),
+        ("hidden.input_scale",),
+    ),
     ("module not in the model", _set("modules", "nowhere", value={"class": "Identity", "config": {}}), ("'nowhere'",)),
     ("module inside another", _set("modules", "conv.x", value={"class": "Identity", "config": {}}), ("lies inside",)),
-    ("weightless target", _set("modules", "act", value={"class": "Linear", "config": {
-        "in_features": 1, "out_features": 1, "bias": False}}), ("module 'act'", "ReLU without")),
+    (
+        "weightless target",
+        _set(
+            "modules", "act", value={"class": "Linear", "config": {"in_features": 1, "out_features": 1, "bias": False}}
+        ),
+        ("module 'act'", "ReLU without"),
+    ),
     ("alias to nothing", _set("tensor_aliases", "out.weight", value="gone"), ("'out.weight' points at 'gone'",)),
     ("alias of an alias", _set("tensor_aliases", "mask", value="out.weight"), ("tensor_aliases",)),
     ("alias that is stored", _set("tensor_aliases", "mask", value="embed.weight"), ("'mask' is stored itself",)),
@@ -119,7 +140,11 @@ MANIFEST_CASES: list[tuple[str, Callable[[Body], None], tuple[str, ...]]] = [
     ("dtype other than in the file", _set("tensors", "mask", "dtype", value="U8"), ("tensor 'mask'",)),
     ("shape other than the model's", _set("tensors", "mask", "shape", value=[3, 2]), ("tensor 'mask'", "[3, 2]")),
     ("shape negative", _set("tensors", "mask", "shape", value=[-6]), ("tensor 'mask'", "shape: must lie in [0,")),
-    ("shape of a quantized weight", _set("tensors", "hidden.weight", "shape", value=[4, 5]), ("'hidden.weight'", "[4, 5]")),
+    (
+        "shape of a quantized weight",
+        _set("tensors", "hidden.weight", "shape", value=[4, 5]),
+        ("'hidden.weight'", "[4, 5]"),
+    ),
     ("dtype of a quantized weight", _set("tensors", "hidden.weight", "dtype", value="U8"), ("'hidden.weight'", "I8")),
     ("name too long", _set("tensors", "x" * 2000, value={"dtype": "F32", "shape": []}), ("2000 characters",)),
     ("record of another kind", _set("record", value=[]), ("record: must be an object",)),
@@ -129,7 +154,9 @@ MANIFEST_CASES: list[tuple[str, Callable[[Body], None], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "parts"), [c[1:] for c in MANIFEST_CASES[:-1]], ids=[c[0] for c in MANIFEST_CASES[:-1]])
+@pytest.mark.parametrize(
+    ("edit", "parts"), [c[1:] for c in MANIFEST_CASES[:-1]], ids=[c[0] for c in MANIFEST_CASES[:-1]]
+)
 def test_wrong_manifest(saved: Path, edit: Callable[[Body], None], parts: tuple[str, ...]) -> None:
     edit_manifest(saved, edit)
     refused(saved, *parts)
@@ -285,14 +312,14 @@ def test_kind_of_number_differs(saved: Path) -> None:
 def test_meta_buffer_that_no_file_holds(saved: Path) -> None:
     model = make_float()
     model.gain = model.gain.to("meta")
-    with pytest.raises(CheckpointError, match="'gain'.*construct the model on the CPU"):
+    with pytest.raises(CheckpointError, match=r"'gain'.*construct the model on the CPU"):
         load(saved, model)
 
 
 def test_model_that_cannot_be_copied(saved: Path) -> None:
     model = make_float()
     model.stream = (value for value in ())
-    with pytest.raises(CheckpointError, match="cannot be copied.*inplace=True"):
+    with pytest.raises(CheckpointError, match=r"cannot be copied.*inplace=True"):
         load(saved, model)
     assert isinstance(load(saved, model, inplace=True).hidden, QuantLinear)
 

@@ -82,91 +82,136 @@ inline Vec::F load_as_float(const void* base, DType dtype, int64_t element) {
     return dtype == DType::bf16 ? Vec::load_bf16(half) : Vec::load_f16(half);
 }
 
-inline void store_as(const Epilogue& e, void* base, int64_t element, Vec::F v) {
-    switch (e.out_dtype) {
-        case DType::f32:
-            Vec::store(static_cast<float*>(base) + element, v);
-            return;
-        case DType::bf16:
-            Vec::store_bf16(static_cast<uint16_t*>(base) + element, v);
-            return;
-        case DType::f16:
-            Vec::store_f16(static_cast<uint16_t*>(base) + element, v);
-            return;
-        default: {
-            const float low = e.out_dtype == DType::u8 ? 0.0f : -128.0f;
-            const float zero = static_cast<float>(e.out_zero_point);
-            v = Vec::nan_to_zero(Vec::mul(v, Vec::set(e.out_inverse_scale)));
-            v = Vec::min(Vec::set(low + 255.0f - zero), Vec::max(Vec::set(low - zero), v));
-            Vec::store_byte(static_cast<uint8_t*>(base) + element,
-                            Vec::addi(Vec::round(v), Vec::seti(e.out_zero_point)));
-        }
+// The output stage, its constants prepared once a block.
+struct Output {
+    DType dtype;
+    Vec::F inverse_scale, low, high;
+    Vec::I zero;
+
+    explicit Output(const Epilogue& e) : dtype(e.out_dtype) {
+        const float least = dtype == DType::u8 ? 0.0f : -128.0f;
+        const float zero_point = static_cast<float>(e.out_zero_point);
+        inverse_scale = Vec::set(e.out_inverse_scale);
+        low = Vec::set(least - zero_point);
+        high = Vec::set(least + 255.0f - zero_point);
+        zero = Vec::seti(e.out_zero_point);
     }
-}
+    void store(void* base, int64_t element, Vec::F v) const {
+        if (dtype == DType::f32) return Vec::store(static_cast<float*>(base) + element, v);
+        if (dtype == DType::bf16) return Vec::store_bf16(static_cast<uint16_t*>(base) + element, v);
+        if (dtype == DType::f16) return Vec::store_f16(static_cast<uint16_t*>(base) + element, v);
+        v = Vec::min(high, Vec::max(low, Vec::nan_to_zero(Vec::mul(v, inverse_scale))));
+        Vec::store_byte(static_cast<uint8_t*>(base) + element, Vec::addi(Vec::round(v), zero));
+    }
+};
 
 inline int64_t element_bytes(DType t) {
     return t == DType::f32 || t == DType::i32 ? 4 : (t == DType::bf16 || t == DType::f16 ? 2 : 1);
 }
 
-// One row of 16-channel-padded accumulators. Tail channels go through a small buffer: neither the residual nor the
-// output is touched beyond `cols`.
-template <Activation A>
-inline void epilogue_row(const Epilogue& e, const int32_t* acc, int64_t row, int64_t col0, int64_t cols) {
-    const int32_t zero_point = e.row_zero_point ? e.row_zero_point[row] : e.zero_point;
-    const float row_scale = e.row_scale ? e.row_scale[row] : e.scale;
-    const Vec::I zero = Vec::seti(zero_point);
-    const Vec::F scale = Vec::set(row_scale);
-    const int64_t out_row = row * e.out_ld;
-    const int64_t residual_row = row * e.residual_ld;
-    for (int64_t j = 0; j < cols; j += Vec::width) {
-        const int64_t n = col0 + j;
-        const int64_t left = cols - j;
-        Vec::I a = Vec::subi(Vec::loadi(acc + j), Vec::muli(zero, Vec::loadi(e.column_sum + n)));
-        if (e.out_dtype == DType::i32) {
-            int32_t* out = static_cast<int32_t*>(e.out) + out_row + n;
-            if (left >= Vec::width) {
-                Vec::storei(out, a);
-            } else {
-                int32_t buffer[Vec::width];
-                Vec::storei(buffer, a);
-                for (int64_t i = 0; i < left; ++i) out[i] = buffer[i];
-            }
-            continue;
+// The constants of one vector of channels: with one input scale for all rows, products are formed once.
+struct Channels {
+    Vec::I sum;    // column sums, or zero_point * column sums
+    Vec::F scale;  // weight scales, or input scale * weight scales
+    Vec::F bias;
+};
+
+template <bool PER_ROW>
+inline Vec::F finish(const Epilogue& e, const Channels& c, const int32_t* acc, int64_t row) {
+    Vec::I sum = c.sum;
+    Vec::F scale = c.scale;
+    if constexpr (PER_ROW) {
+        sum = Vec::muli(Vec::seti(e.row_zero_point[row]), sum);
+        scale = Vec::mul(Vec::set(e.row_scale[row]), scale);
+    }
+    Vec::F v = Vec::mul(Vec::to_float(Vec::subi(Vec::loadi(acc), sum)), scale);
+    return e.bias ? Vec::add(v, c.bias) : v;
+}
+
+// One vector of channels, all rows.
+template <Activation A, bool PER_ROW>
+void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
+                       int64_t rows, int64_t n) {
+    Channels c{Vec::loadi(e.column_sum + n), Vec::load(e.weight_scale + n), Vec::set(0.0f)};
+    if (e.bias) c.bias = Vec::load(e.bias + n);
+    if constexpr (!PER_ROW) {
+        c.sum = Vec::muli(Vec::seti(e.zero_point), c.sum);
+        c.scale = Vec::mul(Vec::set(e.scale), c.scale);
+    }
+    if (e.residual) {
+        for (int64_t r = 0; r < rows; ++r) {
+            Vec::F v = finish<PER_ROW>(e, c, acc + r * acc_ld, row0 + r);
+            v = Vec::add(v, load_as_float(e.residual, e.residual_dtype, (row0 + r) * e.residual_ld + n));
+            output.store(e.out, (row0 + r) * e.out_ld + n, activate<A>(v));
         }
-        Vec::F v = Vec::mul(Vec::to_float(a), Vec::mul(scale, Vec::load(e.weight_scale + n)));
-        if (e.bias) v = Vec::add(v, Vec::load(e.bias + n));
-        if (left >= Vec::width) {
-            if (e.residual) v = Vec::add(v, load_as_float(e.residual, e.residual_dtype, residual_row + n));
-            store_as(e, e.out, out_row + n, activate<A>(v));
-            continue;
-        }
-        alignas(64) uint8_t buffer[Vec::width * 4] = {};
-        if (e.residual) {
-            const int64_t size = element_bytes(e.residual_dtype);
-            const uint8_t* from = static_cast<const uint8_t*>(e.residual) + (residual_row + n) * size;
-            for (int64_t i = 0; i < left * size; ++i) buffer[i] = from[i];
-            v = Vec::add(v, load_as_float(buffer, e.residual_dtype, 0));
-        }
-        store_as(e, buffer, 0, activate<A>(v));
-        const int64_t size = element_bytes(e.out_dtype);
-        uint8_t* to = static_cast<uint8_t*>(e.out) + (out_row + n) * size;
-        for (int64_t i = 0; i < left * size; ++i) to[i] = buffer[i];
+    } else if (e.out_dtype == DType::f32) {
+        float* out = static_cast<float*>(e.out) + row0 * e.out_ld + n;
+        for (int64_t r = 0; r < rows; ++r)
+            Vec::store(out + r * e.out_ld, activate<A>(finish<PER_ROW>(e, c, acc + r * acc_ld, row0 + r)));
+    } else {
+        for (int64_t r = 0; r < rows; ++r)
+            output.store(e.out, (row0 + r) * e.out_ld + n,
+                         activate<A>(finish<PER_ROW>(e, c, acc + r * acc_ld, row0 + r)));
     }
 }
 
-template <Activation A>
+// Fewer than a vector of channels: the same arithmetic on a one-row copy of the operands, of which only the real
+// channels are read and written.
+template <Activation A, bool PER_ROW>
+void epilogue_tail(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
+                   int64_t rows, int64_t n, int64_t left) {
+    const int64_t out_size = element_bytes(e.out_dtype);
+    alignas(64) uint8_t out[Vec::width * 4], residual[Vec::width * 4] = {};
+    Epilogue one = e;
+    one.out = out - n * out_size;
+    one.out_ld = 0;
+    if (e.residual) one.residual = residual - n * element_bytes(e.residual_dtype);
+    one.residual_ld = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        if (e.residual) {
+            const int64_t size = element_bytes(e.residual_dtype);
+            const uint8_t* from = static_cast<const uint8_t*>(e.residual) + ((row0 + r) * e.residual_ld + n) * size;
+            for (int64_t i = 0; i < left * size; ++i) residual[i] = from[i];
+        }
+        epilogue_channels<A, PER_ROW>(one, output, acc + r * acc_ld, acc_ld, row0 + r, 1, n);
+        uint8_t* to = static_cast<uint8_t*>(e.out) + ((row0 + r) * e.out_ld + n) * out_size;
+        for (int64_t i = 0; i < left * out_size; ++i) to[i] = out[i];
+    }
+}
+
+template <Activation A, bool PER_ROW>
 void epilogue_block(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
                     int64_t cols) {
-    for (int64_t r = 0; r < rows; ++r) epilogue_row<A>(e, acc + r * acc_ld, row0 + r, col0, cols);
+    const Output output(e);
+    for (int64_t j = 0; j < cols; j += Vec::width) {
+        if (cols - j >= Vec::width) {
+            epilogue_channels<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+        } else {
+            epilogue_tail<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j, cols - j);
+        }
+    }
+}
+
+// Raw accumulators, zero point compensated.
+void epilogue_i32(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
+                  int64_t cols) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const uint32_t zero = static_cast<uint32_t>(e.row_zero_point ? e.row_zero_point[row0 + r] : e.zero_point);
+        int32_t* out = static_cast<int32_t*>(e.out) + (row0 + r) * e.out_ld + col0;
+        for (int64_t j = 0; j < cols; ++j)
+            out[j] = static_cast<int32_t>(static_cast<uint32_t>(acc[r * acc_ld + j]) -
+                                          zero * static_cast<uint32_t>(e.column_sum[col0 + j]));
+    }
 }
 
 void run_epilogue(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
                   int64_t cols) {
+    if (e.out_dtype == DType::i32) return epilogue_i32(e, acc, acc_ld, row0, rows, col0, cols);
     switch (e.activation) {
-#define FC_CASE(A)                                                             \
-    case Activation::A:                                                        \
-        epilogue_block<Activation::A>(e, acc, acc_ld, row0, rows, col0, cols); \
-        return;
+#define FC_CASE(A)                                                                                          \
+    case Activation::A:                                                                                     \
+        return e.row_scale ? epilogue_block<Activation::A, true>(e, acc, acc_ld, row0, rows, col0, cols)    \
+                           : epilogue_block<Activation::A, false>(e, acc, acc_ld, row0, rows, col0, cols);
         FC_CASE(none)
         FC_CASE(relu)
         FC_CASE(relu6)

@@ -32,17 +32,18 @@ uint64_t header_checksum(const BlobHeader& h) {
     return checksum(reinterpret_cast<const uint8_t*>(&h), kHeaderBytes - 8);
 }
 
-// Where weight (n within its group, channel c, tap t) lies in its group's panels.
+bool is_depthwise(const BlobHeader& h) { return h.family == static_cast<int32_t>(Family::depthwise); }
+
+// Where weight (n within its group, channel c, tap t = row * kernel_w + column) lies in its group's panels.
 int64_t position(const BlobHeader& h, int64_t n, int64_t c, int64_t t) {
-    const int64_t k = t * h.channel_pad + c;
+    const int64_t k = is_depthwise(h) ? t % h.kernel_w * round_up(h.kernel_h, 4) + t / h.kernel_w : t * h.channel_pad + c;
     return (n / kPanel) * (h.k_pad * kPanel) + (k / 4) * 64 + (n % kPanel) * 4 + k % 4;
 }
 
 // Calls f(position in blob, index in the canonical weight, padded output channel) for every weight.
 template <class F>
 void for_each_weight(const BlobHeader& h, F&& f) {
-    const bool depthwise = h.family == static_cast<int32_t>(Family::depthwise);
-    const int64_t sets = depthwise ? 1 : h.groups;
+    const int64_t sets = is_depthwise(h) ? 1 : h.groups;
     const int64_t per_set = h.out_channels / sets;
     const int64_t taps = h.kernel_h * h.kernel_w;
     for (int64_t g = 0; g < sets; ++g)
@@ -96,7 +97,8 @@ BlobHeader plan_blob(const LayerSpec& s) {
     h.kernel_h = s.kernel_h;
     h.kernel_w = s.kernel_w;
     h.channel_pad = depthwise ? 1 : round_up(s.in_channels, 4);
-    h.k_pad = round_up(s.kernel_h * s.kernel_w * h.channel_pad, depthwise ? 4 : table.k_unit);
+    h.k_pad = depthwise ? s.kernel_w * round_up(s.kernel_h, 4)
+                        : round_up(s.kernel_h * s.kernel_w * h.channel_pad, table.k_unit);
     const int64_t sets = depthwise ? 1 : s.groups;
     h.panels = ceil_div(s.out_channels / sets, kPanel);
     const int64_t padded_channels = sets * h.panels * kPanel;
@@ -127,7 +129,7 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
     });
     float* scales = reinterpret_cast<float*>(blob + h.scale_offset);
     float* bias = reinterpret_cast<float*>(blob + h.bias_offset);
-    const int64_t sets = h.family == static_cast<int32_t>(Family::depthwise) ? 1 : h.groups;
+    const int64_t sets = is_depthwise(h) ? 1 : h.groups;
     const int64_t per_set = h.out_channels / sets;
     for (int64_t n = 0; n < h.out_channels; ++n) {
         const int64_t to = n / per_set * h.panels * kPanel + n % per_set;

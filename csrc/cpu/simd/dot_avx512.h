@@ -24,14 +24,16 @@ struct Dot512Base {
 
 // 64 bytes { p0[c], p1[c], p2[c], p3[c] }: dwords transposed across lanes, then bytes inside each lane.
 struct Gather512 {
+    static __m128i load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static __m512i interleave(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
         const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         const __m512i bytes = _mm512_broadcast_i32x4(
             _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-        __m512i x = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p0)));
-        x = _mm512_inserti32x4(x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p1)), 1);
-        x = _mm512_inserti32x4(x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p2)), 2);
-        x = _mm512_inserti32x4(x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p3)), 3);
+        // Masked broadcasts from memory, unlike insertions, do not need the shuffle port.
+        __m512i x = _mm512_castsi128_si512(load16(p0));
+        x = _mm512_mask_broadcast_i32x4(x, 0x00f0, load16(p1));
+        x = _mm512_mask_broadcast_i32x4(x, 0x0f00, load16(p2));
+        x = _mm512_mask_broadcast_i32x4(x, 0xf000, load16(p3));
         return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, x), bytes);
     }
     static __m512i part(__m512i bytes, int) { return bytes; }

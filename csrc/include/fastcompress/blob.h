@@ -3,11 +3,11 @@
 //     | header 256 | panels | column sums | weight scales | bias |
 //
 // Panels are n16k4 (kernels.h), one set per group. The reduction runs over (kernel row, kernel column, channel), with
-// channels padded to a multiple of four (not for depthwise: one channel a group, the reduction runs over taps):
+// channels padded to a multiple of four (not for depthwise: one channel a group, the reduction runs over taps alone):
 //
 //     linear     K = in_features                      channel_pad = round_up(K, 4)
 //     conv2d     K = kh * kw * channel_pad            channel_pad = round_up(C / groups, 4)
-//     depthwise  K = kh * kw, the C channels are n    channel_pad = 1
+//     depthwise  K = kw * round_up(kh, 4), the C channels are n; taps ordered as in kernels.h, DepthwiseRow
 //
 // and is then padded to k_pad, a multiple of the ISA's k_unit. Padding holds zero weights.
 #pragma once

@@ -39,13 +39,19 @@ struct GemmBlock {
 //
 //   acc[x, c] = sum_t a[x * pixel_step + tap_offset[t] + c] * w[c, t]      c in [0, channels), channels a multiple of 16
 //
-// w is n16k4 with k = tap; taps are padded to a multiple of four with weight 0 and a valid offset.
-// acc is [pixels, acc_ld] int32. The taps form kernel_h rows of kernel_w: tap_offset[i * kernel_w + j].
+// Taps are ordered by kernel column, each column's rows padded to a multiple of four with weight 0 and a valid offset:
+//
+//   3x3:  t =  (0,0) (1,0) (2,0) pad | (0,1) (1,1) (2,1) pad | (0,2) (1,2) (2,2) pad          (row, column)
+//
+// so a quad of taps lies in one column, and neighbouring pixels can share its gathered bytes: column j of pixel x is
+// column 0 moved by x * pixel_step + j * column_step. w is n16k4 with k = t; acc is [pixels, acc_ld] int32.
 struct DepthwiseRow {
     const uint8_t* a;
-    int64_t pixel_step;  // bytes
+    int64_t pixel_step;   // bytes
+    int64_t column_step;  // bytes
     const int64_t* tap_offset;
-    int64_t tap_quads;
+    int64_t kernel_w;
+    int64_t column_quads;  // quads of taps in a column
     const int8_t* w;
     int64_t channels;
     int64_t pixels;
