@@ -65,7 +65,7 @@ def scale_inputs(layer: Layer, factor: Tensor) -> Tensor:
 
 
 def scale_outputs(tensor: Tensor, factor: Tensor) -> Tensor:
-    """`tensor` ``[out, ...]`` with output channel i multiplied by ``factor[i]`` (in float64, rounded once), as a new tensor."""
+    """`tensor` ``[out, ...]`` with channel i times ``factor[i]`` (in float64, rounded once), as a new tensor."""
     wide = factor.double().reshape(-1, *[1] * (tensor.dim() - 1))
     return (tensor.detach().double() * wide).to(tensor.dtype)
 

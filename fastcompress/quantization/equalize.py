@@ -156,7 +156,7 @@ def absorb_high_bias(first: nn.Module, second: nn.Module, mean: Tensor, std: Ten
         sigmas: how far below the mean the bias may be cut.
 
     Returns:
-        c, float32 ``[channels]``.
+        c, float64 ``[channels]``.
 
     Raises:
         TypeError: another kind of layer.
@@ -165,7 +165,7 @@ def absorb_high_bias(first: nn.Module, second: nn.Module, mean: Tensor, std: Ten
     Example:
         >>> first, second = nn.Linear(4, 8), nn.Linear(8, 2)
         >>> absorb_high_bias(first, second, torch.full((8,), 5.0), torch.ones(8))[0]
-        tensor(2.)
+        tensor(2., dtype=torch.float64)
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019),
     §4.1, "Absorbing high biases".
@@ -191,12 +191,12 @@ def absorb_high_bias(first: nn.Module, second: nn.Module, mean: Tensor, std: Ten
                 f"absorb_high_bias: `{name}` must be {channels} finite values, one per output channel of `first`, got "
                 f"shape {list(value.shape)}"
             )
-    if not bool((std >= 0).all()) or sigmas < 0:
+    if not bool((std >= 0).all()) or not sigmas >= 0:
         raise ValueError("absorb_high_bias: `std` and `sigmas` must not be negative")
-    amount = (mean.float() - sigmas * std.float()).clamp(min=0.0).to(first.weight.device)
+    amount = (mean.double() - sigmas * std.double()).clamp(min=0.0).to(first.weight.device)
     view = by_input(second).double()
-    moved = (view * amount.double().reshape(view.shape[0], 1, view.shape[2], 1)).sum(dim=(2, 3)).flatten()
-    first.bias.copy_((first.bias.double() - amount.double()).to(first.bias.dtype))
+    moved = (view * amount.reshape(view.shape[0], 1, view.shape[2], 1)).sum(dim=(2, 3)).flatten()
+    first.bias.copy_((first.bias.double() - amount).to(first.bias.dtype))
     weight = second.weight
     if second.bias is not None:
         second.bias.copy_((second.bias.double() + moved).to(weight.dtype))

@@ -18,7 +18,7 @@ def _check(layer: nn.Module, norm: nn.Module) -> tuple[nn.Conv2d | nn.Linear, nn
     if not isinstance(norm, allowed):
         names = " or ".join(f"nn.{kind.__name__}" for kind in allowed)
         raise TypeError(
-            f"fold_batchnorm: `norm` after an {type(layer).__name__} must be {names}, got {type(norm).__name__}"
+            f"fold_batchnorm: `norm` behind {type(layer).__name__} must be {names}, got {type(norm).__name__}"
         )
     if norm.training:
         raise ValueError(

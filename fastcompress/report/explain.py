@@ -85,25 +85,27 @@ class Explanation:
 
     def __rich__(self) -> Table:
         measured = self.total_seconds is not None
-        columns = [("layer", "left"), ("kind", "left"), ("shape", "left"), ("runs on", "left"), ("input", "left")]
-        columns += [("fused", "left"), ("dense ms", "right"), ("int8 ms", "right"), ("speed-up", "right")]
+        columns = [("layer", "left"), ("kind", "left"), ("shape", "left"), ("runs on", "left"), ("fused", "left")]
+        columns += [("dense ms", "right"), ("int8 ms", "right"), ("speed-up", "right")]
         columns += [("now ms", "right"), ("share", "right")] if measured else []
         columns += [("why", "left")]
         lines = []
         for row in self.rows:
             if row.action == "fused":
                 continue
-            runs_on = row.kernel or f"torch ({row.action})"
-            line = [row.name, row.kind, row.shape, runs_on, row.input_mode, row.activation.replace("none", "")]
+            runs_on = f"{row.kernel} {row.input_mode}" if row.kernel else f"torch ({row.action})"
+            line = [row.name, row.kind, row.shape, runs_on, row.activation.replace("none", "")]
             line += [render.milliseconds(row.dense_seconds), render.milliseconds(row.quantized_seconds)]
             line += [render.times(row.speedup)]
             if measured:
                 line += [render.milliseconds(row.seconds), "" if row.share is None else f"{row.share:.1%}"]
-            lines.append([*line, row.reason])
+            # The numbers say why a layer was replaced, unless they do not.
+            told = row.action == "quantized" and row.speedup is not None and row.speedup > 1
+            lines.append([*line, "" if told else row.reason])
         if self.total_seconds is not None:
             rest = self.total_seconds - sum(row.seconds or 0.0 for row in self.rows)
             share = f"{rest / self.total_seconds:.1%}" if self.total_seconds else ""
-            lines.append(["(everything else)", *[""] * 8, render.milliseconds(rest), share, "no layer of the above"])
+            lines.append(["(everything else)", *[""] * 7, render.milliseconds(rest), share, "no layer of the above"])
         counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())
         title = f"{self.scheme or 'no record'}: {counts or 'no layers'}; isa {self.isa}, {self.threads} threads"
         return render.table(title, columns, lines)

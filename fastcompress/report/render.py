@@ -13,7 +13,7 @@ from rich.table import Table
 __all__ = ["milliseconds", "table", "text", "times"]
 
 #: Width of tables that are not printed to a terminal, in characters.
-_FILE_WIDTH = 160
+_FILE_WIDTH = 180
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
@@ -24,14 +24,16 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     shown = [index for index in range(len(columns)) if not rows or any(row[index] for row in rows)]
     for index in shown:
         heading, side = columns[index]
-        # Only the last column, free text, may be broken over lines.
-        last = index == len(columns) - 1
-        result.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=not last)
+        if side == "right":
+            result.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+        else:
+            result.add_column(heading, overflow="fold")
     for row in rows:
         result.add_row(*(row[index].replace("[", r"\[") for index in shown))
     return result

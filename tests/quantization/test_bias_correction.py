@@ -99,7 +99,7 @@ def test_bad_means() -> None:
     two = torch.ones(2)
     with pytest.raises(ValueError, match=r"`quantized_mean` has shape \[3\], expected \[2\]"):
         corrected_bias(two, two, torch.ones(3))
-    with pytest.raises(ValueError, match=r"`float_mean` has shape \[2, 1\], expected \[2, 1\]|`float_mean` has shape"):
+    with pytest.raises(ValueError, match=r"`float_mean` has shape \[2, 1\], expected"):
         corrected_bias(None, torch.ones(2, 1), torch.ones(2, 1))
     with pytest.raises(ValueError, match="`float_mean` holds NaN or infinity"):
         corrected_bias(two, two * math.nan, two)
@@ -107,7 +107,7 @@ def test_bad_means() -> None:
 
 def test_bad_shift_arguments() -> None:
     layer = nn.Linear(3, 2)
-    with pytest.raises(TypeError, match="`layer` must be an nn.Linear or nn.Conv2d, got ReLU"):
+    with pytest.raises(TypeError, match=r"`layer` must be an nn\.Linear or nn\.Conv2d, got ReLU"):
         expected_output_shift(nn.ReLU(), torch.ones(2, 3), torch.ones(3))
     with pytest.raises(ValueError, match=r"`quantized_weight` has shape \[3, 2\], the layer's weight \[2, 3\]"):
         expected_output_shift(layer, torch.ones(3, 2), torch.ones(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_chain_settles_and_keeps_the_function() -> None:
     x = image()
     want = network(x)
     layers = [network[index] for index in (0, 2, 4, 6)]
-    pairs = list(zip(layers, layers[1:], strict=False))
+    pairs = list(pairwise(layers))
     scales = equalize(pairs, iterations=50, tolerance=1e-4)
     assert_same_function(network(x), want)
     assert len(scales) == 3

@@ -124,10 +124,18 @@ def test_mse_is_near_the_best_scale_of_a_brute_force_search(kind: str) -> None:
 
 
 def test_mse_on_a_normal_distribution_clips_near_four_sigma() -> None:
+    def error(clip: float) -> float:
+        """step²/12 + 2∫(x - clip)² over the tail of the normal density, in closed form."""
+        density = math.exp(-clip * clip / 2) / math.sqrt(2 * math.pi)
+        tail = math.erfc(clip / math.sqrt(2)) / 2
+        return (2 * clip / 255) ** 2 / 12 + 2 * ((1 + clip * clip) * tail - clip * density)
+
+    best = min((clip / 1000 for clip in range(2000, 6000)), key=error)
     low, high = observed("mse", normal(1_000_000)).value_range()
-    # 256 levels on a standard normal: the optimum of the error integral is at 3.92 (Newton on the closed form).
-    assert -low == pytest.approx(3.92, abs=0.15)
-    assert high == pytest.approx(3.92, abs=0.15)
+    # Some ten values of a million decide where exactly; 0.15 changes the error by at most 3%.
+    assert max(error(best - 0.15), error(best + 0.15)) < 1.03 * error(best)
+    assert -low == pytest.approx(best, abs=0.15)
+    assert high == pytest.approx(best, abs=0.15)
 
 
 def test_symmetric_mse_searches_the_symmetric_grid() -> None:
@@ -154,7 +162,7 @@ def test_entropy_keeps_data_that_fills_its_range() -> None:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_entropy_cuts_a_far_outlier_and_nothing_else(sign: float) -> None:
     data = torch.cat((normal(), torch.tensor([200.0]))) * sign
-    low, high = sorted((end * sign for end in observed("entropy", data).value_range()))
+    low, high = sorted(end * sign for end in observed("entropy", data).value_range())
     assert high < 150.0
     assert low <= -4.0
 
@@ -231,7 +239,7 @@ def test_nonfinite_values_are_left_out_counted_and_warned_of_once(name: str) -> 
     clean = normal(1000)
     dirty = torch.cat((clean, torch.tensor([math.nan, math.inf, -math.inf])))
     observer = make_observer(name)
-    with pytest.warns(RuntimeWarning, match="update: `x` holds 3 NaN or infinite values out of 1003"):
+    with pytest.warns(RuntimeWarning, match=r"update: `x` holds 3 NaN or infinite values out of 1003"):
         observer.update(dirty)
     assert observer.qparams() == observed(name, clean).qparams()
     with warnings.catch_warnings():
@@ -251,7 +259,7 @@ def test_float64_beyond_float32_counts_as_infinite(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_data_is_an_error(name: str) -> None:
     observer = make_observer(name)
-    with pytest.raises(ValueError, match="no data was observed; run at least one non-empty, finite calibration batch"):
+    with pytest.raises(ValueError, match=r"no data was observed; run at least one non-empty"):
         observer.qparams()
     observer.update(torch.empty(0, 5))
     assert not observer.has_data
@@ -265,9 +273,9 @@ def test_no_data_is_an_error(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_input_is_an_error(name: str) -> None:
     observer = make_observer(name)
-    with pytest.raises(TypeError, match="`x` must be floating point, got torch.uint8"):
+    with pytest.raises(TypeError, match=r"`x` must be floating point, got torch\.uint8"):
         observer.update(torch.zeros(3, dtype=torch.uint8))
-    with pytest.raises(TypeError, match="`x` must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"`x` must be a torch.Tensor, got list"):
         observer.update([1.0])  # type: ignore[arg-type]
     assert not observer.has_data
 
@@ -301,7 +309,7 @@ def test_more_data_after_asking_is_fine(name: str) -> None:
 
 
 def test_unknown_names_and_options() -> None:
-    with pytest.raises(ValueError, match="make_observer: `name` must be one of minmax, moving_average, .* got 'max'"):
+    with pytest.raises(ValueError, match=r"make_observer: `name` must be one of minmax, moving_average, .* got 'max'"):
         make_observer("max")
     with pytest.raises(TypeError, match="observer 'percentile' has no option 'averaging'; allowed: percentile, bins"):
         make_observer("percentile", averaging=0.1)

@@ -189,9 +189,9 @@ def test_bad_weights() -> None:
         weight_scales(torch.tensor([[1.0, math.nan]]))
     with pytest.raises(TypeError, match="weight_scales: `weight` must be floating point, got int8"):
         weight_scales(torch.ones(2, 2, dtype=torch.int8))
-    with pytest.raises(ValueError, match="weight_scales: `weight` must be .* got shape \\[0, 3\\]"):
+    with pytest.raises(ValueError, match=r"weight_scales: `weight` must be .* got shape \[0, 3\]"):
         weight_scales(torch.ones(0, 3))
-    with pytest.raises(ValueError, match="quantize_weight: `scale` has shape \\[3\\], expected \\[2\\]"):
+    with pytest.raises(ValueError, match=r"quantize_weight: `scale` has shape \[3\], expected \[2\]"):
         quantize_weight(torch.ones(2, 2), torch.ones(3))
     with pytest.raises(ValueError, match="quantize_weight: `scale` must be positive, normal and finite"):
         quantize_weight(torch.ones(2, 2), torch.tensor([1.0, 0.0]))

@@ -18,8 +18,15 @@ using fastcompress::GemmBlock;
 // Steps of 64 in K that a pair of weight panels stays in L1 for (24 KiB) while the rows pass by.
 constexpr int64_t kSpanSteps = 12;
 
+// Cache lines of weights to fetch into L2 while a block computes: `lines` a step.
+struct Prefetch {
+    const int8_t* from;
+    int64_t lines;
+};
+
 template <int ROW_TILES, int PANELS>
-inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* a, const int8_t* b, int32_t* c) {
+inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* a, const int8_t* b, int32_t* c,
+                  Prefetch next) {
     const int64_t ldc_bytes = g.ldc * 4;
     if (first) {
         _tile_zero(0);
@@ -47,6 +54,7 @@ inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* 
             _tile_dpbusd(2, 5, 6);
             if constexpr (PANELS > 1) _tile_dpbusd(3, 5, 7);
         }
+        for (int64_t i = 0; i < next.lines; ++i, next.from += 64) _mm_prefetch(next.from, _MM_HINT_T1);
         a += 64;
         a1 += 64;
         b += 1024;
@@ -67,13 +75,19 @@ void rows(const GemmBlock& g, int64_t row0, int64_t row1) {
         for (int64_t s = 0; s < spans; ++s) {
             const int64_t k0 = steps * s / spans, k1 = steps * (s + 1) / spans;
             const int8_t* b = g.b + p * g.panel_stride + k0 * 1024;
+            // The span's part of the next two panels, spread over the row blocks: half of them fetch one panel each.
+            const int64_t blocks = (row1 - row0 + 31) / 32;
+            const int64_t lines = (32 + blocks - 1) / blocks;
             for (int64_t row = row0; row < row1; row += 32) {
+                const int64_t line = (row - row0) / 32 * lines * (k1 - k0), panel_lines = (k1 - k0) * 16;
+                const Prefetch next{b + 2 * g.panel_stride + line / panel_lines * g.panel_stride + line % panel_lines * 64,
+                                    lines};
                 const uint8_t* a = g.a + row * g.a_stride + k0 * 64;
                 int32_t* c = g.c + row * g.ldc + 16 * p;
                 if (p + 2 <= g.panels) {
-                    block<ROW_TILES, 2>(g, s == 0, k1 - k0, a, b, c);
+                    block<ROW_TILES, 2>(g, s == 0, k1 - k0, a, b, c, next);
                 } else {
-                    block<ROW_TILES, 1>(g, s == 0, k1 - k0, a, b, c);
+                    block<ROW_TILES, 1>(g, s == 0, k1 - k0, a, b, c, next);
                 }
             }
         }

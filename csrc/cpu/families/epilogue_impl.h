@@ -128,30 +128,35 @@ inline Vec::F finish(const Epilogue& e, const Channels& c, const int32_t* acc, i
     return e.bias ? Vec::add(v, c.bias) : v;
 }
 
-// One vector of channels, all rows.
-template <Activation A, bool PER_ROW>
+// G vectors of neighbouring channels, row by row, so that the output is written in whole cache lines.
+template <Activation A, bool PER_ROW, int G>
 void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
                        int64_t rows, int64_t n) {
-    Channels c{Vec::loadi(e.column_sum + n), Vec::load(e.weight_scale + n), Vec::set(0.0f)};
-    if (e.bias) c.bias = Vec::load(e.bias + n);
-    if constexpr (!PER_ROW) {
-        c.sum = Vec::muli(Vec::seti(e.zero_point), c.sum);
-        c.scale = Vec::mul(Vec::set(e.scale), c.scale);
-    }
-    if (e.residual) {
-        for (int64_t r = 0; r < rows; ++r) {
-            Vec::F v = finish<PER_ROW>(e, c, acc + r * acc_ld, row0 + r);
-            v = Vec::add(v, load_as_float(e.residual, e.residual_dtype, (row0 + r) * e.residual_ld + n));
-            output.store(e.out, (row0 + r) * e.out_ld + n, activate<A>(v));
+    Channels c[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+        const int64_t channel = n + g * Vec::width;
+        c[g] = {Vec::loadi(e.column_sum + channel), Vec::load(e.weight_scale + channel),
+                e.bias ? Vec::load(e.bias + channel) : Vec::set(0.0f)};
+        if constexpr (!PER_ROW) {
+            c[g].sum = Vec::muli(Vec::seti(e.zero_point), c[g].sum);
+            c[g].scale = Vec::mul(Vec::set(e.scale), c[g].scale);
         }
-    } else if (e.out_dtype == DType::f32) {
-        float* out = static_cast<float*>(e.out) + row0 * e.out_ld + n;
-        for (int64_t r = 0; r < rows; ++r)
-            Vec::store(out + r * e.out_ld, activate<A>(finish<PER_ROW>(e, c, acc + r * acc_ld, row0 + r)));
-    } else {
-        for (int64_t r = 0; r < rows; ++r)
-            output.store(e.out, (row0 + r) * e.out_ld + n,
-                         activate<A>(finish<PER_ROW>(e, c, acc + r * acc_ld, row0 + r)));
+    }
+    const bool plain = !e.residual && e.out_dtype == DType::f32;
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = row0 + r, at = row * e.out_ld + n;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) {
+            const int64_t j = g * Vec::width;
+            Vec::F v = finish<PER_ROW>(e, c[g], acc + r * acc_ld + j, row);
+            if (plain) {
+                Vec::store(static_cast<float*>(e.out) + at + j, activate<A>(v));
+                continue;
+            }
+            if (e.residual) v = Vec::add(v, load_as_float(e.residual, e.residual_dtype, row * e.residual_ld + n + j));
+            output.store(e.out, at + j, activate<A>(v));
+        }
     }
 }
 
@@ -173,7 +178,7 @@ void epilogue_tail(const Epilogue& e, const Output& output, const int32_t* acc, 
             const uint8_t* from = static_cast<const uint8_t*>(e.residual) + ((row0 + r) * e.residual_ld + n) * size;
             for (int64_t i = 0; i < left * size; ++i) residual[i] = from[i];
         }
-        epilogue_channels<A, PER_ROW>(one, output, acc + r * acc_ld, acc_ld, row0 + r, 1, n);
+        epilogue_channels<A, PER_ROW, 1>(one, output, acc + r * acc_ld, acc_ld, row0 + r, 1, n);
         uint8_t* to = static_cast<uint8_t*>(e.out) + ((row0 + r) * e.out_ld + n) * out_size;
         for (int64_t i = 0; i < left * out_size; ++i) to[i] = out[i];
     }
@@ -183,13 +188,12 @@ template <Activation A, bool PER_ROW>
 void epilogue_block(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
                     int64_t cols) {
     const Output output(e);
-    for (int64_t j = 0; j < cols; j += Vec::width) {
-        if (cols - j >= Vec::width) {
-            epilogue_channels<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
-        } else {
-            epilogue_tail<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j, cols - j);
-        }
-    }
+    int64_t j = 0;
+    for (; j + 4 * Vec::width <= cols; j += 4 * Vec::width)
+        epilogue_channels<A, PER_ROW, 4>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+    for (; j + Vec::width <= cols; j += Vec::width)
+        epilogue_channels<A, PER_ROW, 1>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+    if (j < cols) epilogue_tail<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j, cols - j);
 }
 
 // Raw accumulators, zero point compensated.
