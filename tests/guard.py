@@ -1,11 +1,11 @@
-"""Buffers that touch an inaccessible page: a kernel that reads or writes one byte outside dies instead of going unnoticed.
+"""Buffers that touch an inaccessible page: a kernel that reads or writes one byte outside dies and is noticed.
 
-`GuardedBuffers.place` copies an array so that it ends exactly at (``side="end"``) or begins exactly after (``side="start"``) a page
-without any access rights. Inputs become read-only pages, so writing to an input dies as well.
+`GuardedBuffers.place` copies an array so that it ends exactly at (``side="end"``) or begins exactly after
+(``side="start"``) a page without any access rights. Inputs become read-only pages, so writing to an input dies as well.
 
 A crash must be a failing test and not the end of the test run, so the cases run in a child process:
-``python -m tests.guard --family linear_w8a8 --side end --start 0 --stop 500 --isa avx2 avx512``. The child writes ISA and number of the case
-that it is about to run; when it dies, the last line names the culprit.
+``python -m tests.guard --family linear_w8a8 --side end --start 0 --stop 500 --isa avx2 avx512``. The child writes ISA
+and number of the case that it is about to run; when it dies, the last line names the culprit.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GuardedBuffers:
     _lib: ctypes.CDLL = field(default_factory=_libc)
 
     def place(self, a: Array, read_only: bool, alignment: int = 1) -> Array:
-        """A copy of ``a`` that touches a forbidden page; ``alignment`` in bytes may keep it up to alignment - 1 bytes away."""
+        """A copy of ``a`` that touches a forbidden page, or is fewer than ``alignment`` bytes away from it."""
         inner = max(_PAGE, -(-a.nbytes // _PAGE) * _PAGE)
         base = self._lib.mmap(None, inner + 2 * _PAGE, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
         if base in (None, ctypes.c_void_p(-1).value):
@@ -65,7 +65,7 @@ class GuardedBuffers:
         if self.side == "end":
             start = (base + _PAGE + inner - a.nbytes) // alignment * alignment
         memory = (ctypes.c_uint8 * a.nbytes).from_address(start)
-        placed = np.frombuffer(memory, dtype=a.dtype).reshape(a.shape)
+        placed = np.frombuffer(memoryview(memory), dtype=a.dtype).reshape(a.shape)
         placed[...] = a
         if read_only:
             self._protect(base + _PAGE, inner, _PROT_READ)
@@ -152,7 +152,7 @@ def _families() -> dict[str, Callable[[int], Any]]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the cases ``--start`` to ``--stop``; ``--overrun`` instead reads one byte too many, to prove that the guard bites."""
+    """Run the cases ``--start`` to ``--stop``; ``--overrun`` reads one byte too many, to prove that the guard bites."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--family", choices=sorted(_families()), default="linear_w8a8")
     parser.add_argument("--isa", nargs="*", default=[])

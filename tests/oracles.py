@@ -1,7 +1,7 @@
 """Independent answers for every kernel: numpy only, no package code, straight from ``docs/architecture.md`` section 1.
 
 Integer sums are taken in float64, which is exact here: |255 * 128 * K| stays below 2^53 for every K that is allowed.
-Float32 steps are single numpy float32 operations, so they are the IEEE operations the document names, in its order, never fused.
+Float32 steps are single numpy operations: the IEEE operations that the document names, in its order, never fused.
 bf16 values travel as their uint16 bits.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ __all__ = [
     "requantize",
 ]
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 F32 = np.float32
 
 #: Code in the contract = position in this tuple.
@@ -61,7 +62,7 @@ def encode_float(v: NDArray[np.float32], dtype: str) -> Array:
     return np.where(np.isnan(v), np.uint64(0x7FC0), rounded).astype(np.uint16)
 
 
-def _round_clamp(v: NDArray[np.float32], zero_point: Array | int, low: int, high: int) -> NDArray[np.int64]:
+def _round_clamp(v: Any, zero_point: Any, low: int, high: int) -> NDArray[np.int64]:
     """clamp(rint(v) + zero_point): NaN gives the zero point, infinities saturate."""
     with np.errstate(invalid="ignore"):
         r = np.rint(v).astype(np.float64)
@@ -84,7 +85,7 @@ def quantize_per_token(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32]]:
     """Dynamic quantization of every row of ``[M,K]``: q u8, scale f32 ``[M]``, zero point i32 ``[M]``."""
     x = x.astype(np.float32)
-    finite = np.isfinite(x).all(axis=1)
+    finite: Array = np.asarray(np.isfinite(x).all(axis=1))
     clean = np.where(finite[:, None], x, F32(0.0))
     zero = np.zeros((x.shape[0], 1), dtype=np.float32)
     padded = np.concatenate([clean, zero], axis=1)
@@ -123,7 +124,10 @@ def conv2d_acc(
     dilation: tuple[int, int],
     groups: int,
 ) -> NDArray[np.int64]:
-    """Exact convolution of NHWC ``q`` with OIHW ``weight``: int64 ``[N,OH,OW,O]``; padding (top, bottom, left, right) counts as zero."""
+    """Exact convolution of NHWC ``q`` with OIHW ``weight``: int64 ``[N,OH,OW,O]``.
+
+    Padding is (top, bottom, left, right) and counts as zero.
+    """
     batch, _, _, channels = q.shape
     out_channels, per_group, kh, kw = weight.shape
     top, bottom, left, right = padding
@@ -140,9 +144,10 @@ def conv2d_acc(
     )
     rows = batch * oh * ow
     # [G, pixels, KH*KW*C/G] @ [G, KH*KW*C/G, O/G]
-    p = patches.reshape(rows, kh * kw, groups, per_group).transpose(2, 0, 1, 3).reshape(groups, rows, kh * kw * per_group)
-    w = weight.astype(np.float64).reshape(groups, out_channels // groups, per_group, kh * kw)
-    w = w.transpose(0, 3, 2, 1).reshape(groups, kh * kw * per_group, out_channels // groups)
+    by_group = patches.reshape(rows, kh * kw, groups, per_group).transpose(2, 0, 1, 3)
+    p = by_group.reshape(groups, rows, kh * kw * per_group)
+    taps = weight.astype(np.float64).reshape(groups, out_channels // groups, per_group, kh * kw)
+    w = taps.transpose(0, 3, 2, 1).reshape(groups, kh * kw * per_group, out_channels // groups)
     acc = np.matmul(p, w).transpose(1, 0, 2).reshape(batch, oh, ow, out_channels)
     return acc.astype(np.int64)
 
@@ -158,7 +163,7 @@ class Epilogue:
 
 
 def pre_activation(acc: NDArray[np.int64], x_scale: Array | float, e: Epilogue) -> NDArray[np.float32]:
-    """v before the activation, float32, in the documented order. ``acc`` is ``[M,N]``, ``x_scale`` ``[M]`` or a number."""
+    """v before the activation, float32, in the documented order; ``acc`` ``[M,N]``, ``x_scale`` ``[M]`` or a number."""
     xs = np.asarray(x_scale, dtype=np.float32).reshape(-1, 1)
     with np.errstate(over="ignore", invalid="ignore"):
         v = acc.astype(np.float32) * (xs * e.weight_scale[None, :])

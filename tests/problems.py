@@ -1,8 +1,9 @@
 """Seeded kernel problems: problem number i is the same on every machine, and no two numbers give the same problem.
 
-Sizes walk through three pairwise coprime periods (71 rows, 131 columns, 137 depths), so any 9,301 problems in a row hold every
-(M, N) pair, any 17,947 every (N, K) pair, and no (M, N, K) triple repeats within 1.27 million problems. Tile sizes (6, 12, 16, 32 rows; 16, 64 columns;
-depths in fours and 64s) are far below these periods: every remainder meets every other. The other fields are drawn.
+Sizes walk through three pairwise coprime periods (71 rows, 131 columns, 137 depths), so any 9,301 problems in a row
+hold every (M, N) pair, any 17,947 every (N, K) pair, and no (M, N, K) triple repeats within 1.27 million problems. Tile
+sizes (6, 12, 16, 32 rows; 16, 64 columns; depths in fours and 64s) are below these periods: every remainder meets every
+other. The remaining fields are drawn.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ Array = NDArray[Any]
 
 
 def zeros_like_dtype(shape: tuple[int, ...], dtype: str) -> Array:
-    """A contiguous array of the contract's dtype name, filled with a pattern that a correct kernel never leaves behind."""
+    """A contiguous array of the contract's dtype name, filled with a pattern that no correct kernel leaves behind."""
     out = np.empty(shape, dtype=_NUMPY[dtype])
     out.view(np.uint8).fill(0xA5) if out.size else None
     return out
@@ -214,7 +215,7 @@ def linear_problem(index: int) -> LinearProblem:
 
 
 def conv_problem(index: int) -> ConvProblem:
-    """Convolution problem number ``index``: dense 1x1, dense kxk, grouped, depthwise and three-channel layers take turns."""
+    """Convolution problem number ``index``: 1x1, kxk, grouped, depthwise and few-channel layers take turns."""
     rng = np.random.default_rng([12, index])
     kind = ("pointwise", "dense", "grouped", "depthwise", "first")[index % 5]
     kernel = (1, 1) if kind == "pointwise" else (_pick(rng, (1, 2, 3, 3, 3, 5)), _pick(rng, (1, 2, 3, 3, 3, 5)))
@@ -222,7 +223,7 @@ def conv_problem(index: int) -> ConvProblem:
         kernel = _pick(rng, ((3, 3), (5, 5)))
     stride = _pick(rng, ((1, 1), (1, 1), (2, 2), (2, 1), (1, 3)))
     dilation = _pick(rng, ((1, 1), (1, 1), (1, 1), (2, 2), (1, 2)))
-    padding = tuple(int(p) for p in rng.integers(0, 4, size=4)) if rng.random() < 0.7 else (0, 0, 0, 0)
+    padding: Any = tuple(int(p) for p in rng.integers(0, 4, size=4)) if rng.random() < 0.7 else (0, 0, 0, 0)
     groups = channels = out_channels = 1
     if kind == "pointwise":
         channels, out_channels = 1 + index // 5 % 137, 1 + index // 5 % 131
@@ -298,6 +299,3 @@ def fill_weights(
     weight_scale = (spread / (75.0 * 75.0 * np.sqrt(k) * x_scale)).astype(np.float32)
     bias = rng.standard_normal(shape[0], dtype=np.float32) if p.has_bias else None
     return weight, weight_scale, bias
-
-
-

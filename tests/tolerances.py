@@ -1,8 +1,8 @@
 """Every tolerance of the test-suite, each with its reason. Nothing else may compare floats with a margin.
 
-Everything up to the activation is compared bit for bit: integer sums are exact and the float32 steps are prescribed. So a margin is
-needed only where a transcendental function is approximated, where a result is rounded to a short format after that, and where a
-float *network* is compared with a quantized one. ``u`` is the unit roundoff, 2^-24 for float32.
+Everything up to the activation is compared bit for bit: integer sums are exact and the float32 steps are prescribed. A
+margin is needed only where a transcendental function is approximated, where its result is rounded to a short format,
+and where a float matrix product or a float *network* is the reference. ``u`` is the unit roundoff, 2^-24 for float32.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ _U = 2.0**-24
 #: Unit roundoff of each float output format.
 U_OUT: dict[str, float] = {"f32": _U, "bf16": 2.0**-8, "f16": 2.0**-11}
 
-#: |kernel(v) - exact(v)| <= c * u * max(|v|, |y|) + tiny. hardswish and hardsigmoid are three float32 operations (add, clamp, and a
-#: multiplication or division by 6 whose constant is rounded once more): relative error <= 4u of a value at most |v|, or 1.
-#: gelu, gelu_tanh and silu are v * s(v) with 0 <= s <= 1. s comes from a polynomial or exponential that is good to a few ulp of 1, and
-#: two more roundings follow; the argument of exp is off by a few u relative, and x * exp'(x) / (1 + exp)^2 <= 0.3 keeps that from growing.
-#: 8 leaves each about a factor two over what such an implementation loses; a wrong coefficient is off by orders of magnitude more.
+#: |kernel(v) - exact(v)| <= c * u * max(|v|, |y|) + tiny.
+#: hardswish and hardsigmoid are three float32 operations (add, clamp, and a multiplication or division by 6 whose
+#: constant is rounded once more): relative error <= 4u of a value at most |v|, or 1.
+#: gelu, gelu_tanh and silu are v * s(v) with 0 <= s <= 1. An erf by Abramowitz & Stegun 7.1.26 (the coarsest in use) is
+#: off by 1.5e-7, half of which (1.3u) reaches s; a degree-6 exp is off by 3.4u relative, at most half of which reaches
+#: s; the argument of exp is off by 3u relative, and max |x * s'(x)| < 0.3 adds 1u; then come two or three roundings.
+#: 8 is a little over that sum; a wrong coefficient or sign is off by orders of magnitude more.
 ACTIVATION_ULPS: dict[str, float] = {
     "none": 0.0,
     "relu": 0.0,
@@ -41,8 +43,9 @@ ACTIVATION_ULPS: dict[str, float] = {
     "silu": 8.0,
 }
 
-#: After an activation that is only close, v / scale may fall on the other side of a rounding boundary: one step, never two, as
-#: long as the activation bound is below half a step, which the test problems see to (output scale >= 2^-12 * |v|max).
+#: After an activation that is only close, v / scale may fall on the other side of a rounding boundary: one step, never
+#: two, as long as the activation bound is below half a step. The problems' output scales are at least
+#: max|v| * 0.3 / 127 > 2^-9 max|v|; the bound is at most 2^-21 max|v| (2^-22 for hardsigmoid).
 INT_STEPS_AFTER_ACTIVATION = 1
 
 #: Smallest normal and subnormal steps: results that underflow lose absolute, not relative, precision.
@@ -64,10 +67,10 @@ def output_bound(name: str, dtype: str, v: NDArray[np.float32], y: NDArray[np.fl
 def dot_bound(
     abs_a: NDArray[np.float64], abs_w: NDArray[np.float64], ref: NDArray[np.float64], dtype: str = "f32"
 ) -> NDArray[np.float64]:
-    """c * u * K * (|A||W|) + u_out * |ref| for ``a [M,K]``, ``w [N,K]``: a float matmul of dequantized operands against float64.
+    """c * u * K * (|A||W|) + u_out * |ref| for ``a [M,K]``, ``w [N,K]``: a float matmul against float64.
 
-    c = 2: one u per product and per partial sum (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1, gives
-    K * u * |A||W| to first order), one more for the operands, which are themselves rounded products of a scale and an integer.
+    c = 2: K * u * |A||W| for products and partial sums (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+    ed., section 3.1), and once more for operands that are themselves rounded products of a scale and an integer.
     """
     k = max(1, abs_a.shape[-1])
     return 2.0 * _U * k * (abs_a @ abs_w.T) + U_OUT[dtype] * np.abs(ref) + _TINY[dtype]

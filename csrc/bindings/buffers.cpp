@@ -9,7 +9,8 @@ constexpr const char* kNames[] = {"f32", "bf16", "f16", "u8", "s8", "i32"};
 
 bool holds(const py::array& a, DType dtype) {
     const py::dtype d = a.dtype();
-    const auto is = [&](char kind, py::ssize_t size) { return d.kind() == kind && d.itemsize() == size; };
+    const bool native = d.byteorder() != '>' && d.byteorder() != '!';  // all supported machines are little-endian
+    const auto is = [&](char kind, py::ssize_t size) { return native && d.kind() == kind && d.itemsize() == size; };
     switch (dtype) {
         case DType::f32:
             return is('f', 4);
@@ -65,8 +66,7 @@ Buffer input(const py::object& object, DType dtype, const char* function, const 
 Buffer output(const py::object& object, DType dtype, const char* function, const char* argument) {
     const bool array = py::isinstance<py::array>(object);
     Buffer b = input(object, dtype, function, argument);
-    if (array && !b.array.writeable())
-        throw py::value_error(std::string(function) + ": " + argument + " is read-only");
+    if (array && !b.array.writeable()) throw py::value_error(std::string(function) + ": " + argument + " is read-only");
     if (!array && !py::hasattr(object, "__dlpack__"))
         throw py::type_error(std::string(function) + ": " + argument +
                              " must be an array to be written to (numpy or DLPack)");

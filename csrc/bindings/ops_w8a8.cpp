@@ -52,10 +52,11 @@ OutputSpec output_spec(const Tensor& out, DType dtype, double scale, int64_t zer
 void set_residual(OutputSpec& spec, const Tensor& residual, const Tensor& out, const char* op) {
     check_cpu(residual, op, "residual");
     spec.residual_dtype = kernel_dtype(residual.scalar_type(), op, "residual");
-    require(spec.residual_dtype == DType::f32 || spec.residual_dtype == DType::bf16 || spec.residual_dtype == DType::f16,
-            std::string(op) + ": residual must be float32, bfloat16 or float16");
-    require(sizes_of(residual) == sizes_of(out), std::string(op) + ": residual has shape " + shape_text(residual) +
-                                                     ", the output has " + shape_text(out));
+    require(
+        spec.residual_dtype == DType::f32 || spec.residual_dtype == DType::bf16 || spec.residual_dtype == DType::f16,
+        std::string(op) + ": residual must be float32, bfloat16 or float16");
+    require(sizes_of(residual) == sizes_of(out),
+            std::string(op) + ": residual has shape " + shape_text(residual) + ", the output has " + shape_text(out));
     spec.residual = residual.data_ptr();
 }
 
@@ -87,10 +88,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_per_token_op(const Tensor& input, bo
     return {q, scale, zero};
 }
 
-Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_features,
-                      const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
-                      int64_t out_zero_point, const optional<Tensor>& input_scale,
-                      const optional<Tensor>& input_zero_point) {
+Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
+                      optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point,
+                      const optional<Tensor>& input_scale, const optional<Tensor>& input_zero_point) {
     const char* op = "linear_w8a8";
     const BlobHeader& blob = open(packed, op);
     require(out_features == blob.out_channels, "linear_w8a8: out_features is " + std::to_string(out_features) +
@@ -98,8 +98,8 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
     LinearCall call;
     call.x_dtype = input_dtype(input, op);
     require(input.dim() >= 1 && input.size(input.dim() - 1) == blob.in_channels,
-            "linear_w8a8: input has shape " + shape_text(input) + ", its last dimension must be in_features = " +
-                std::to_string(blob.in_channels));
+            "linear_w8a8: input has shape " + shape_text(input) +
+                ", its last dimension must be in_features = " + std::to_string(blob.in_channels));
     const Tensor x = row_major(input);
     std::vector<int64_t> sizes = sizes_of(x);
     sizes.back() = blob.out_channels;
@@ -122,9 +122,9 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
         require(call.x_dtype == DType::u8, "linear_w8a8: input_scale describes uint8 input; input is not uint8");
         require(input_scale->scalar_type() == ScalarType::Float && input_zero_point->scalar_type() == ScalarType::Int,
                 "linear_w8a8: input_scale must be float32 and input_zero_point int32");
-        require(input_scale->numel() == call.rows && input_zero_point->numel() == call.rows,
-                "linear_w8a8: input_scale and input_zero_point need one value per row (" + std::to_string(call.rows) +
-                    ")");
+        require(
+            input_scale->numel() == call.rows && input_zero_point->numel() == call.rows,
+            "linear_w8a8: input_scale and input_zero_point need one value per row (" + std::to_string(call.rows) + ")");
         scale = row_major(*input_scale);
         zero = row_major(*input_zero_point);
         call.row_scale = static_cast<const float*>(scale->data_ptr());
@@ -149,8 +149,8 @@ bool is_channels_last(const Tensor& t) {
 // As torch guesses the format of a dense tensor that is neither: channels innermost means channels-last.
 Tensor in_format(const Tensor& t, bool channels_last) {
     if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
-    return torch::stable::contiguous(t, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                      : torch::headeronly::MemoryFormat::Contiguous);
+    return torch::stable::contiguous(
+        t, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_channels,
@@ -167,7 +167,8 @@ Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_cha
     ConvCall call;
     call.x_dtype = input_dtype(input, op);
     const bool single = input.dim() == 3;
-    require(single || input.dim() == 4, "conv2d_w8a8: input must be [N, C, H, W] or [C, H, W], got " + shape_text(input));
+    require(single || input.dim() == 4,
+            "conv2d_w8a8: input must be [N, C, H, W] or [C, H, W], got " + shape_text(input));
     const Tensor batch = single ? torch::stable::unsqueeze(input, 0) : input;
     require(batch.size(1) == blob.in_channels * blob.groups,
             "conv2d_w8a8: input has " + std::to_string(batch.size(1)) + " channels (shape " + shape_text(input) +
@@ -190,8 +191,8 @@ Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_cha
             "conv2d_w8a8: stride and dilation must be positive");
     const DType to = output_dtype(call.x_dtype, out_dtype, op);
     const std::vector<int64_t> sizes{call.batch, out_channels, conv_out_height(blob, call), conv_out_width(blob, call)};
-    require(sizes[2] > 0 && sizes[3] > 0, "conv2d_w8a8: the kernel does not fit the padded input of shape " +
-                                              shape_text(input));
+    require(sizes[2] > 0 && sizes[3] > 0,
+            "conv2d_w8a8: the kernel does not fit the padded input of shape " + shape_text(input));
     Tensor out = call.channels_last ? empty_channels_last(sizes, to) : empty(sizes, to);
     call.out = output_spec(out, to, out_scale, out_zero_point);
     optional<Tensor> kept;

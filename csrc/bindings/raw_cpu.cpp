@@ -67,7 +67,13 @@ void add_cpu(py::module_& m) {
           "Force an ISA by name; RuntimeError if unknown or unsupported. Blobs packed before must be packed again.");
     m.def("kernels", &kernels, "One dict per family and ISA: family, isa, kernel, tile, supported, chosen.");
     m.def("num_threads", &max_threads, "Threads that kernels use.");
-    m.def("set_num_threads", &set_max_threads, py::arg("n"), "As torch.set_num_threads, for use without torch.");
+    m.def(
+        "set_num_threads",
+        [](int n) {
+            if (n < 1) throw py::value_error("set_num_threads: n is " + std::to_string(n) + ", at least 1 is needed");
+            set_max_threads(n);
+        },
+        py::arg("n"), "As torch.set_num_threads, for use without torch. ValueError below 1.");
     m.def("ceiling_kinds", &ceiling_kinds, "The kinds that ceiling() knows on this machine.");
     m.def(
         "ceiling",

@@ -136,8 +136,8 @@ void check(const py::object& packed) {
 
 void add_packing(py::module_& m) {
     py::dict activations, modes;
-    const char* names[kActivationCount] = {"none", "relu",  "relu6",     "gelu", "gelu_tanh",
-                                           "silu", "hardswish", "hardsigmoid"};
+    const char* names[kActivationCount] = {"none",      "relu", "relu6",     "gelu",
+                                           "gelu_tanh", "silu", "hardswish", "hardsigmoid"};
     for (int i = 0; i < kActivationCount; ++i) activations[names[i]] = i;
     const char* mode_names[kInputModeCount] = {"static", "dynamic", "dynamic_symmetric"};
     for (int i = 0; i < kInputModeCount; ++i) modes[mode_names[i]] = i;

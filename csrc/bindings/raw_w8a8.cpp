@@ -40,7 +40,8 @@ Output make_output(const char* op, const py::object& out, const std::string& out
         o.spec.residual_dtype = residual_dtype(residual);
         o.residual = input(residual, o.spec.residual_dtype, op, "residual");
         if (!o.residual.array.attr("shape").equal(o.out.array.attr("shape")))
-            bad_shape(op, "residual", o.residual, "the shape of out, " + std::string(py::str(o.out.array.attr("shape"))));
+            bad_shape(op, "residual", o.residual,
+                      "the shape of out, " + std::string(py::str(o.out.array.attr("shape"))));
         o.spec.residual = o.residual.data();
     }
     return o;
@@ -176,8 +177,8 @@ void add_quantizers(py::module_& m) {
 void add_w8a8(py::module_& m) {
     m.def("linear_w8a8", &linear, py::arg("x"), py::arg("packed"), py::arg("out"), py::arg("residual") = py::none(),
           py::arg("input_scale") = py::none(), py::arg("input_zero_point") = py::none(), py::arg("out_scale") = 1.0f,
-          py::arg("out_zero_point") = 0, py::arg("dtype") = "f32", py::arg("out_dtype") = "f32",
-          py::arg("threads") = 0, "out [M, N] = epilogue(x [M, K] * weight); writes out.");
+          py::arg("out_zero_point") = 0, py::arg("dtype") = "f32", py::arg("out_dtype") = "f32", py::arg("threads") = 0,
+          "out [M, N] = epilogue(x [M, K] * weight); writes out.");
     m.def("conv2d_w8a8", &conv2d, py::arg("x"), py::arg("packed"), py::arg("out"), py::arg("stride"),
           py::arg("padding"), py::arg("dilation"), py::arg("residual") = py::none(), py::arg("out_scale") = 1.0f,
           py::arg("out_zero_point") = 0, py::arg("dtype") = "f32", py::arg("out_dtype") = "f32",

@@ -7,9 +7,9 @@ namespace {
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, DType dtype) {
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), static_cast<int32_t>(torch_dtype(dtype)),
-        aoti_torch_device_type_cpu(), 0, &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                           strides.data(), static_cast<int32_t>(torch_dtype(dtype)),
+                                                           aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
 }
 
@@ -42,7 +42,8 @@ ScalarType torch_dtype(DType type) {
 }
 
 void check_cpu(const Tensor& t, const char* op, const char* argument) {
-    if (!t.is_cpu()) throw std::runtime_error(std::string(op) + ": " + argument + " is not a CPU tensor; move it with .cpu()");
+    if (!t.is_cpu())
+        throw std::runtime_error(std::string(op) + ": " + argument + " is not a CPU tensor; move it with .cpu()");
 }
 
 Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }

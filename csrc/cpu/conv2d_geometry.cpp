@@ -32,9 +32,9 @@ ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
     ConvGeometry g{};
     g.out_h = conv_out_height(b, c);
     g.out_w = conv_out_width(b, c);
-    require(g.out_h > 0 && g.out_w > 0,
-            "the kernel (" + std::to_string(b.kernel_h) + "x" + std::to_string(b.kernel_w) + ") does not fit the padded " +
-                std::to_string(c.height) + "x" + std::to_string(c.width) + " input");
+    require(g.out_h > 0 && g.out_w > 0, "the kernel (" + std::to_string(b.kernel_h) + "x" + std::to_string(b.kernel_w) +
+                                            ") does not fit the padded " + std::to_string(c.height) + "x" +
+                                            std::to_string(c.width) + " input");
 
     const bool depthwise = b.family == static_cast<int32_t>(Family::depthwise);
     const bool no_padding = !c.pad_top && !c.pad_bottom && !c.pad_left && !c.pad_right;
@@ -66,12 +66,11 @@ ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
     const bool rows_contiguous = !depthwise && b.groups == 1 && c.dilation_w == 1;
     const int64_t per_row = rows_contiguous ? 1 : b.kernel_w;
     g.segment_bytes = b.channel_pad * (rows_contiguous ? b.kernel_w : 1);
-    const auto offset = [&](int64_t i, int64_t j) {
-        return (i * c.dilation_h * l.width + j * c.dilation_w) * l.pitch;
-    };
+    const auto offset = [&](int64_t i, int64_t j) { return (i * c.dilation_h * l.width + j * c.dilation_w) * l.pitch; };
     if (depthwise) {  // by columns, padded with a tap that exists
         for (int64_t j = 0; j < b.kernel_w; ++j)
-            for (int64_t i = 0; i < round_up(b.kernel_h, 4); ++i) g.segments.push_back(offset(i < b.kernel_h ? i : 0, j));
+            for (int64_t i = 0; i < round_up(b.kernel_h, 4); ++i)
+                g.segments.push_back(offset(i < b.kernel_h ? i : 0, j));
         return g;
     }
     for (int64_t i = 0; i < b.kernel_h; ++i)

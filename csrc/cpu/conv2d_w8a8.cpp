@@ -16,8 +16,8 @@
 namespace fastcompress {
 namespace {
 
-constexpr int64_t kChunkBytes = 1 << 20;         // quantized image (or gathered matrix) of a chunk: fits L2
-constexpr int64_t kDepthwiseScratch = 1 << 15;   // accumulators of one run of pixels: fits L1
+constexpr int64_t kChunkBytes = 1 << 20;        // quantized image (or gathered matrix) of a chunk: fits L2
+constexpr int64_t kDepthwiseScratch = 1 << 15;  // accumulators of one run of pixels: fits L1
 
 class Conv {
    public:
@@ -26,8 +26,16 @@ class Conv {
         depthwise_ = blob.family == static_cast<int32_t>(Family::depthwise);
         gather_ = !depthwise_ && table_.uniform_rows && !g_.uniform;
         channels_ = blob.in_channels * blob.groups;
-        source_ = {call.x,   call.x_dtype, call.channels_last, channels_, call.height, call.width, g_.source_step_h,
-                   g_.source_step_w, 1.0f / blob.input_scale, blob.input_zero_point};
+        source_ = {call.x,
+                   call.x_dtype,
+                   call.channels_last,
+                   channels_,
+                   call.height,
+                   call.width,
+                   g_.source_step_h,
+                   g_.source_step_w,
+                   1.0f / blob.input_scale,
+                   blob.input_zero_point};
         const ImageLayout& l = g_.image;
         // The caller's own u8 image serves when nothing needs to be added to it.
         in_place_ = call.x_dtype == DType::u8 && call.channels_last && l.pitch == channels_ &&
@@ -35,6 +43,8 @@ class Conv {
         const int64_t per_image = gather_ ? g_.pixels() * blob.k_pad * blob.groups : l.image_bytes();
         chunk_ = std::min(call.batch, std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, per_image)));
         threads_ = gemm_threads(call.threads, call.batch * g_.pixels() * blob.out_channels * blob.k_pad);
+        rows_per_task_ = image_rows_per_task(source_, l);
+        tasks_per_image_ = ceil_div(l.height, rows_per_task_);
         reserve();
     }
 
@@ -53,7 +63,7 @@ class Conv {
             : first(first_image),
               images(std::min(c.chunk_, c.call_.batch - first_image)),
               plan(plan_gemm(c.table_, images * c.g_.pixels(), c.blob_.out_channels / c.blob_.groups, c.threads_)),
-              build(c.in_place_ ? 0 : images * c.g_.image.height, c.threads_),
+              build(c.in_place_ ? 0 : images * c.tasks_per_image_, c.threads_),
               offsets(images * c.g_.out_h, c.threads_),
               compute(c.depthwise_ ? images * c.g_.out_h : plan.tasks() * c.blob_.groups, c.threads_),
               finish(images * ceil_div(c.blob_.out_channels, kPanel), c.threads_) {}
@@ -70,12 +80,11 @@ class Conv {
         const int64_t offsets = needs_offsets() ? pixels : 0;
         const int64_t element = dtype_bytes(call_.out.dtype);
         const int64_t nhwc_out = call_.channels_last ? 0 : pixels * blob_.out_channels * element;
-        const int64_t nhwc_residual =
-            call_.channels_last || !call_.out.residual
-                ? 0
-                : pixels * blob_.out_channels * dtype_bytes(call_.out.residual_dtype);
+        const int64_t nhwc_residual = call_.channels_last || !call_.out.residual
+                                          ? 0
+                                          : pixels * blob_.out_channels * dtype_bytes(call_.out.residual_dtype);
         run_pixels_ = std::max<int64_t>(1, std::min(g_.out_w, kDepthwiseScratch / 4 / l.pitch));
-        per_thread_ = round_up(std::max({static_cast<int64_t>(kScratchBytes), image_row_scratch(source_),
+        per_thread_ = round_up(std::max({static_cast<int64_t>(kScratchBytes), image_scratch_bytes(source_, rows_per_task_),
                                          depthwise_ ? run_pixels_ * l.pitch * 4 : 0}),
                                64);
         Workspace& w = Workspace::local();
@@ -98,9 +107,7 @@ class Conv {
 
     void run_chunk(Chunk& chunk, const Epilogue& epilogue, Team& team) {
         uint8_t* scratch = scratch_ + per_thread_ * team.thread();
-        for (int64_t t; chunk.build.next(team, &t);)
-            build_image_row(table_, source_, g_.image, chunk.first + t / g_.image.height, t % g_.image.height,
-                            image_ + t * g_.image.row_bytes(), scratch);
+        for (int64_t t; chunk.build.next(team, &t);) build_rows(chunk, t, scratch);
         if (gather_) team.barrier();  // gathering reads the image; plain offsets do not
         if (gather_ || needs_offsets())
             for (int64_t t; chunk.offsets.next(team, &t);) prepare_row(chunk, t);
@@ -119,6 +126,13 @@ class Conv {
             for (int64_t t; chunk.finish.next(team, &t);) store_channels_first(chunk, t);
             team.barrier();
         }
+    }
+
+    void build_rows(const Chunk& chunk, int64_t t, uint8_t* scratch) {
+        const int64_t image = t / tasks_per_image_, y0 = t % tasks_per_image_ * rows_per_task_;
+        build_image_rows(table_, source_, g_.image, chunk.first + image, y0,
+                         std::min(g_.image.height, y0 + rows_per_task_),
+                         image_ + (image * g_.image.height + y0) * g_.image.row_bytes(), scratch);
     }
 
     // Output row `t` of the chunk: where its pixels' taps begin, or the taps themselves.
@@ -168,8 +182,7 @@ class Conv {
         if (e.bias) e.bias += group * blob_.panels * kPanel;
         e.out = static_cast<uint8_t*>(e.out) + group * per_group * dtype_bytes(e.out_dtype);
         if (e.residual)
-            e.residual =
-                static_cast<const uint8_t*>(e.residual) + group * per_group * dtype_bytes(e.residual_dtype);
+            e.residual = static_cast<const uint8_t*>(e.residual) + group * per_group * dtype_bytes(e.residual_dtype);
         GemmProblem p{};
         p.table = &table_;
         p.epilogue = e;
@@ -242,7 +255,7 @@ class Conv {
     ConvGeometry g_;
     ImageSource source_{};
     bool depthwise_ = false, gather_ = false, in_place_ = false;
-    int64_t channels_ = 0, chunk_ = 1, run_pixels_ = 1, per_thread_ = 0;
+    int64_t channels_ = 0, chunk_ = 1, rows_per_task_ = 1, tasks_per_image_ = 1, run_pixels_ = 1, per_thread_ = 0;
     int threads_ = 1;
     uint8_t *image_ = nullptr, *gathered_ = nullptr, *nhwc_out_ = nullptr, *nhwc_residual_ = nullptr,
             *scratch_ = nullptr;

@@ -125,8 +125,6 @@ const KernelTable& current_table() {
     return *table;
 }
 
-void set_isa(const std::string& name) {
-    chosen().store(&table_for(parse(name, "isa")), std::memory_order_release);
-}
+void set_isa(const std::string& name) { chosen().store(&table_for(parse(name, "isa")), std::memory_order_release); }
 
 }  // namespace fastcompress

@@ -26,11 +26,14 @@ struct ImageLayout {
     int64_t image_bytes() const { return height * row_bytes(); }
 };
 
-// Scratch bytes that build_image_row needs.
-int64_t image_row_scratch(const ImageSource& source);
+// Rows of the layout that are worth building together, so that short rows do not end every vector loop early.
+int64_t image_rows_per_task(const ImageSource& source, const ImageLayout& layout);
 
-// Writes row y (0 .. layout.height-1) of image `image` to out.
-void build_image_row(const KernelTable& table, const ImageSource& source, const ImageLayout& layout, int64_t image,
-                     int64_t y, uint8_t* out, uint8_t* scratch);
+// Scratch bytes that build_image_rows needs for so many rows.
+int64_t image_scratch_bytes(const ImageSource& source, int64_t rows);
+
+// Writes rows [y0, y1) (of 0 .. layout.height) of image `image` to out, which is where row y0 begins.
+void build_image_rows(const KernelTable& table, const ImageSource& source, const ImageLayout& layout, int64_t image,
+                      int64_t y0, int64_t y1, uint8_t* out, uint8_t* scratch);
 
 }  // namespace fastcompress

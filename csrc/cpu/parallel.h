@@ -7,7 +7,7 @@
 
 namespace fastcompress {
 
-int max_threads();            // what torch.set_num_threads set; 1 in a forked child (libgomp's pool does not survive fork)
+int max_threads();  // what torch.set_num_threads set; 1 in a forked child (libgomp's pool does not survive fork)
 void set_max_threads(int n);  // for callers without torch
 
 // One thread's view of a parallel region.
@@ -58,9 +58,7 @@ void parallel(int threads, TeamFunction function, void* context);
 // Runs f(team) on `threads` threads (fewer if the runtime gives fewer). f must not throw.
 template <class F>
 void parallel(int threads, const F& f) {
-    parallel(
-        threads, [](void* context, Team& team) { (*static_cast<const F*>(context))(team); },
-        const_cast<F*>(&f));
+    parallel(threads, [](void* context, Team& team) { (*static_cast<const F*>(context))(team); }, const_cast<F*>(&f));
 }
 
 }  // namespace fastcompress

@@ -86,14 +86,16 @@ def test_a_refused_call_changes_nothing() -> None:
     for bad in (torch.ones(2, 11), torch.ones(2, 10).double(), torch.ones(2, 10, device="meta")):
         with pytest.raises((TypeError, ValueError)):
             layer(bad)
-    assert torch.equal(layer.packed, blob) and torch.equal(layer(x), want)
+    assert torch.equal(layer.packed, blob)
+    assert torch.equal(layer(x), want)
 
 
 @pytest.mark.parametrize("lead", [(0,), (3, 0), (0, 4)])
 def test_empty_batch_gives_an_empty_result(lead: tuple[int, ...]) -> None:
     for mode in ("static", "dynamic", "dynamic_symmetric"):
         out = _linear(mode)(torch.ones(*lead, 10, dtype=torch.bfloat16))
-        assert out.shape == (*lead, 6) and out.dtype == torch.bfloat16
+        assert out.shape == (*lead, 6)
+        assert out.dtype == torch.bfloat16
     assert _conv()(torch.ones(0, 4, 7, 5)).shape == (0, 6, 5, 3)
 
 
@@ -152,8 +154,8 @@ def test_weight_with_nan() -> None:
 
 def test_training_the_weights_names_prepare() -> None:
     message = (
-        "QuantLinear.requires_grad_(True): quantized weights are packed for the kernels, read-only and not trainable; call "
-        "fastcompress.prepare(model, config) on the float model, train that, then convert it"
+        "QuantLinear.requires_grad_(True): quantized weights are packed for the kernels, read-only and not trainable; "
+        "call fastcompress.prepare(model, config) on the float model, train that, then convert it"
     )
     with error(RuntimeError, message):
         _linear().requires_grad_()

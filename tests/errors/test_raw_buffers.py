@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-F, U, S, H, W16, I = np.float32, np.uint8, np.int8, np.float16, np.uint16, np.int32
+F, U, S, H, W16, I32 = np.float32, np.uint8, np.int8, np.float16, np.uint16, np.int32
 X, OUT = np.ones((2, 10), F), np.zeros((2, 6), F)
 WEIGHT, SCALE = np.ones((6, 10), S), np.ones(6, F)
 IMAGE, PICTURE, KERNEL = np.ones((1, 5, 5, 3), F), np.zeros((1, 3, 3, 6), F), np.ones((6, 3, 3, 3), S)
@@ -34,7 +34,7 @@ LINEAR: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "dtype is unknown": (ValueError, "dtype is 'f64'; allowed", {"dtype": "f64"}),
     "out_dtype is unknown": (ValueError, "out_dtype is 's4'; allowed", {"out_dtype": "s4"}),
     "residual has another shape": (ValueError, "residual has shape", {"residual": np.ones((2, 5), F)}),
-    "residual is int32": (TypeError, "residual .*int32", {"residual": np.ones((2, 6), I)}),
+    "residual is int32": (TypeError, "residual .*int32", {"residual": np.ones((2, 6), I32)}),
     "uint8 without parameters": (ValueError, "input_scale and input_zero_point", {"x": X.astype(U), "dtype": "u8"}),
     "scale without zero point": (
         ValueError,
@@ -44,14 +44,18 @@ LINEAR: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "scale of another length": (
         ValueError,
         "input_scale has shape",
-        {"x": X.astype(U), "dtype": "u8", "input_scale": np.ones(3, F), "input_zero_point": np.ones(2, I)},
+        {"x": X.astype(U), "dtype": "u8", "input_scale": np.ones(3, F), "input_zero_point": np.ones(2, I32)},
     ),
     "parameters for float input": (
         ValueError,
         "describe u8 input",
-        {"input_scale": np.ones(2, F), "input_zero_point": np.ones(2, I)},
+        {"input_scale": np.ones(2, F), "input_zero_point": np.ones(2, I32)},
     ),
-    "out_scale is zero": (ValueError, "out_scale must be", {"out": np.zeros((2, 6), U), "out_dtype": "u8", "out_scale": 0.0}),
+    "out_scale is zero": (
+        ValueError,
+        "out_scale must be",
+        {"out": np.zeros((2, 6), U), "out_dtype": "u8", "out_scale": 0.0},
+    ),
     "out_scale is NaN": (
         ValueError,
         "out_scale must be",
@@ -76,7 +80,7 @@ LINEAR: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
 def test_linear_refuses(native: Any, name: str) -> None:
     kind, message, changes = LINEAR[name]
     arguments = {"x": X, "packed": _pack(native), "out": OUT.copy()} | changes
-    out = arguments["out"]
+    out: Any = arguments["out"]
     with pytest.raises(kind, match=message) as caught:
         native.linear_w8a8(**arguments)
     assert "linear_w8a8" in str(caught.value)
@@ -96,7 +100,11 @@ CONV: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "three dimensions": (ValueError, "x has shape .*4 dimensions", {"x": IMAGE[0]}),
     "stride zero": (ValueError, "stride", {"stride": (0, 1)}),
     "dilation zero": (ValueError, "dilation", {"dilation": (1, 0)}),
-    "negative padding": (ValueError, "padding must not be negative", {"padding": (-1, 0, 0, 0), "out": np.zeros((1, 2, 3, 6), F)}),
+    "negative padding": (
+        ValueError,
+        "padding must not be negative",
+        {"padding": (-1, 0, 0, 0), "out": np.zeros((1, 2, 3, 6), F)},
+    ),
     "padding of two": (TypeError, "padding", {"padding": (0, 0)}),
     "kernel larger than image": (ValueError, "kernel", {"x": IMAGE[:, :2].copy(), "out": np.zeros((1, 0, 3, 6), F)}),
     "layout": (ValueError, "layout is 'chwn'; allowed: 'nhwc', 'nchw'", {"layout": "chwn"}),
@@ -117,7 +125,7 @@ def test_convolution_refuses(native: Any, name: str) -> None:
         "padding": NO_PAD,
         "dilation": ONE,
     } | changes
-    out = arguments["out"]
+    out: Any = arguments["out"]
     with pytest.raises(kind, match=message) as caught:
         native.conv2d_w8a8(**arguments)
     assert "conv2d_w8a8" in str(caught.value)
@@ -153,26 +161,31 @@ def test_packer_refuses(native: Any, name: str) -> None:
     assert "pack_w8a8" in str(caught.value)
 
 
-QUANTIZE: dict[str, tuple[type[Exception], str, str, tuple[Any, ...]]] = {
+QUANTIZE: dict[str, tuple[type[Exception], str, str, Any]] = {
     "scale is NaN": (ValueError, "scale", "quantize_per_tensor", (X, np.zeros((2, 10), U), float("nan"), 0)),
     "scale is negative": (ValueError, "scale", "quantize_per_tensor", (X, np.zeros((2, 10), U), -1.0, 0)),
     "scale is subnormal": (ValueError, "scale", "quantize_per_tensor", (X, np.zeros((2, 10), U), 1e-40, 0)),
     "zero point of u8": (ValueError, "zero_point -1", "quantize_per_tensor", (X, np.zeros((2, 10), U), 1.0, -1)),
     "zero point of s8": (ValueError, "zero_point 128", "quantize_per_tensor", (X, np.zeros((2, 10), S), 1.0, 128)),
-    "int32 out": (TypeError, "out .*int32", "quantize_per_tensor", (X, np.zeros((2, 10), I), 1.0, 0)),
+    "int32 out": (TypeError, "out .*int32", "quantize_per_tensor", (X, np.zeros((2, 10), I32), 1.0, 0)),
     "smaller out": (ValueError, "out has shape", "quantize_per_tensor", (X, np.zeros((2, 9), U), 1.0, 0)),
-    "smaller out_q": (ValueError, "out_q has shape", "quantize_per_token", (X, np.zeros((2, 9), U), np.zeros(2, F), np.zeros(2, I))),
+    "smaller out_q": (
+        ValueError,
+        "out_q has shape",
+        "quantize_per_token",
+        (X, np.zeros((2, 9), U), np.zeros(2, F), np.zeros(2, I32)),
+    ),
     "longer out_scale": (
         ValueError,
         "out_scale has shape",
         "quantize_per_token",
-        (X, np.zeros((2, 10), U), np.zeros(3, F), np.zeros(2, I)),
+        (X, np.zeros((2, 10), U), np.zeros(3, F), np.zeros(2, I32)),
     ),
     "shorter out_zero_point": (
         ValueError,
         "out_zero_point has shape",
         "quantize_per_token",
-        (X, np.zeros((2, 10), U), np.zeros(2, F), np.zeros(1, I)),
+        (X, np.zeros((2, 10), U), np.zeros(2, F), np.zeros(1, I32)),
     ),
 }
 

@@ -73,10 +73,10 @@ def _finish(
         if exact:
             q = oracles.requantize(oracles.activate32(v, e.activation), scale, zero_point, signed)
             return scale, zero_point, Expected(out_dtype, q)
-        y = oracles.activate64(v, e.activation).astype(np.float32)
-        q = oracles.requantize(y, scale, zero_point, signed).astype(np.float64)
-        steps = np.full(q.shape, float(tolerances.INT_STEPS_AFTER_ACTIVATION))
-        return scale, zero_point, Expected(out_dtype, None, y=q, bound=steps)
+        rounded = oracles.activate64(v, e.activation).astype(np.float32)
+        steps = oracles.requantize(rounded, scale, zero_point, signed).astype(np.float64)
+        one = np.full(steps.shape, float(tolerances.INT_STEPS_AFTER_ACTIVATION))
+        return scale, zero_point, Expected(out_dtype, None, y=steps, bound=one)
     if exact:
         out = oracles.encode_float(oracles.activate32(v, e.activation), out_dtype)
         return 1.0, 0, Expected(out_dtype, out, signed_zero=e.activation == "none")
@@ -112,7 +112,8 @@ def build_linear(p: LinearProblem) -> Case:
     elif p.in_dtype == "u8":
         q, x_scale, x_zero = x, scale, zero_point
     elif static:
-        q, x_scale, x_zero = oracles.quantize_per_tensor(oracles.decode(x, p.in_dtype), scale, zero_point), scale, zero_point
+        q = oracles.quantize_per_tensor(oracles.decode(x, p.in_dtype), scale, zero_point)
+        x_scale, x_zero = scale, zero_point
     else:
         q, x_scale, x_zero = oracles.quantize_per_token(oracles.decode(x, p.in_dtype), p.mode == "dynamic_symmetric")
     acc = oracles.linear_acc(q, x_zero, weight)
@@ -235,8 +236,10 @@ def check(expected: Expected, got: Array) -> str:
             bad = want_f != got_f
         at = tuple(np.argwhere(bad)[0])
         return f"{_first(bad)}: want {want_f[at]!r}, got {got_f[at]!r} (exact comparison)"
-    assert expected.y is not None and expected.bound is not None
-    values = oracles.decode(got, expected.dtype).astype(np.float64) if expected.dtype in ("bf16", "f16") else got.astype(np.float64)
+    assert expected.y is not None
+    assert expected.bound is not None
+    values = oracles.decode(got, "bf16") if expected.dtype == "bf16" else got
+    values = values.astype(np.float64)
     y = expected.y
     with np.errstate(invalid="ignore"):
         fine = np.abs(values - y) <= expected.bound

@@ -38,18 +38,22 @@ def test_unpack_gives_back_every_bit(native: Any, isa: str, shape: tuple[int, ..
         mode = seed % 3 if len(shape) == 2 else 0
         input_scale, zero_point = (0.0123, 200) if mode == 0 else (1.0, 0)
         packed = native.pack_w8a8(weight, scale, bias, mode, input_scale, zero_point, seed, groups)
-        assert packed.dtype == np.uint8 and packed.ndim == 1
+        assert packed.dtype == np.uint8
+        assert packed.ndim == 1
         native.blob_check(packed)
         back = native.unpack_w8a8(packed)
-        assert back["weight"].dtype == np.int8 and back["weight"].shape == shape
+        assert back["weight"].dtype == np.int8
+        assert back["weight"].shape == shape
         assert np.array_equal(back["weight"], weight)
         assert np.array_equal(back["weight_scale"].view(np.uint32), scale.view(np.uint32))
         assert (back["bias"] is None) == (bias is None)
         if bias is not None:
             assert np.array_equal(back["bias"].view(np.uint32), bias.view(np.uint32))
-        assert back["input_mode"] == mode and back["input_zero_point"] == zero_point
+        assert back["input_mode"] == mode
+        assert back["input_zero_point"] == zero_point
         assert np.float32(back["input_scale"]) == np.float32(input_scale)
-        assert back["activation"] == seed and back["groups"] == groups
+        assert back["activation"] == seed
+        assert back["groups"] == groups
 
 
 def test_packing_is_deterministic(native: Any, isa: str) -> None:

@@ -38,7 +38,9 @@ def _all_equal(native: Any, run: Any, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("out_dtype", OUT)
 @pytest.mark.parametrize("mode", [0, 1, 2])
 @pytest.mark.parametrize(("m", "n", "k"), LINEAR)
-def test_linear_bits_do_not_depend_on_threads_or_isa(native: Any, m: int, n: int, k: int, mode: int, out_dtype: str) -> None:
+def test_linear_bits_do_not_depend_on_threads_or_isa(
+    native: Any, m: int, n: int, k: int, mode: int, out_dtype: str
+) -> None:
     rng = np.random.default_rng([m, mode])
     x = rng.standard_normal((m, k), dtype=np.float32)
     w = rng.integers(-127, 128, (n, k), dtype=np.int8)
@@ -56,7 +58,8 @@ def test_linear_bits_do_not_depend_on_threads_or_isa(native: Any, m: int, n: int
 
     got = _all_equal(native, run, out_dtype)
     if out_dtype == "i32":
-        q, zero_point = oracles.quantize_per_tensor(x, 0.03, 120), 120
+        zero_point: Any = 120
+        q = oracles.quantize_per_tensor(x, 0.03, 120)
         if mode:
             q, _, zero_point = oracles.quantize_per_token(x, mode == 2)
         assert np.array_equal(got, oracles.linear_acc(q, zero_point, w))

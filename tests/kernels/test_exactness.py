@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import oracles
+from tests import oracles, tolerances
 from tests.problems import MAX_K
 
 
@@ -84,4 +84,26 @@ def test_empty_batch_leaves_an_empty_result(native: Any, isa: str, dtype: str) -
     conv = native.pack_w8a8(np.ones((3, 5, 1, 1), np.int8), np.ones(3, np.float32), None, 0, 1.0, 0, 0)
     image = np.empty((0, 4, 4, 3), np.float32)
     native.conv2d_w8a8(np.empty((0, 4, 4, 5), numpy_dtype), conv, image, (1, 1), (0, 0, 0, 0), (1, 1), dtype=dtype)
-    assert out.shape == (0, 3) and image.shape == (0, 4, 4, 3)
+    assert out.shape == (0, 3)
+    assert image.shape == (0, 4, 4, 3)
+
+
+@pytest.mark.parametrize("out_dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("k", [3, 64, 1000])
+def test_result_is_close_to_float64_on_the_same_quantized_weights(
+    native: Any, isa: str, k: int, out_dtype: str
+) -> None:
+    """The yardstick that needs no knowledge of the order of operations: dequantize everything, multiply in float64."""
+    rng = np.random.default_rng(k)
+    x = rng.standard_normal((13, k), dtype=np.float32)
+    weight = rng.integers(-127, 128, (29, k), dtype=np.int8)
+    scale = (rng.random(29) * 0.01 + 1e-3).astype(np.float32)
+    packed = native.pack_w8a8(weight, scale, None, 1, 1.0, 0, 0)
+    out = np.empty((13, 29), {"f32": np.float32, "bf16": np.uint16, "f16": np.float16}[out_dtype])
+    native.linear_w8a8(x, packed, out, out_dtype=out_dtype)
+    q, x_scale, x_zero = oracles.quantize_per_token(x)
+    a = (q.astype(np.float64) - x_zero[:, None]) * x_scale[:, None].astype(np.float64)
+    w = weight.astype(np.float64) * scale[:, None].astype(np.float64)
+    ref = a @ w.T
+    error = np.abs(oracles.decode(out, out_dtype).astype(np.float64) - ref)
+    assert (error <= tolerances.dot_bound(np.abs(a), np.abs(w), ref, out_dtype)).all()

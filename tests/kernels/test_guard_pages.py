@@ -1,4 +1,4 @@
-"""No kernel touches a byte outside its buffers: x, blob, residual, scales, zero points, out; before them and behind them."""
+"""No kernel touches a byte before or behind its buffers: x, weights, blob, residual, scales, zero points, out."""
 
 from __future__ import annotations
 

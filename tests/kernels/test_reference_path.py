@@ -1,4 +1,4 @@
-"""The plain-torch reference path obeys the same oracle, and has the same bits as the kernels, transcendental functions included."""
+"""The plain-torch reference path obeys the same oracle and has the kernels' bits, also behind exp and erf."""
 
 from __future__ import annotations
 

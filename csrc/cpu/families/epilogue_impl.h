@@ -212,9 +212,9 @@ void run_epilogue(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t
                   int64_t cols) {
     if (e.out_dtype == DType::i32) return epilogue_i32(e, acc, acc_ld, row0, rows, col0, cols);
     switch (e.activation) {
-#define FC_CASE(A)                                                                                          \
-    case Activation::A:                                                                                     \
-        return e.row_scale ? epilogue_block<Activation::A, true>(e, acc, acc_ld, row0, rows, col0, cols)    \
+#define FC_CASE(A)                                                                                       \
+    case Activation::A:                                                                                  \
+        return e.row_scale ? epilogue_block<Activation::A, true>(e, acc, acc_ld, row0, rows, col0, cols) \
                            : epilogue_block<Activation::A, false>(e, acc, acc_ld, row0, rows, col0, cols);
         FC_CASE(none)
         FC_CASE(relu)

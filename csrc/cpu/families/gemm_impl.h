@@ -33,8 +33,7 @@ inline void gemm_tile(const GemmBlock& g, const Span& span, const uint8_t* const
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v)
-            acc[m][v] = span.first ? Dot::zero() : Dot::load(c + m * g.ldc + v * Dot::lanes);
+        for (int v = 0; v < NV; ++v) acc[m][v] = span.first ? Dot::zero() : Dot::load(c + m * g.ldc + v * Dot::lanes);
 
     const int64_t panel_stride = g.panel_stride;
     b += (span.s0 * g.segment_quads + span.q0) * 64;
@@ -78,8 +77,7 @@ inline void gemm_span(const GemmBlock& g, const Span& span, const int8_t* b, int
     for (int64_t m = 0; m < g.rows; m += MR) {
         const int64_t count = g.rows - m < MR ? g.rows - m : MR;
         const uint8_t* rows[MR];
-        for (int64_t i = 0; i < count; ++i)
-            rows[i] = g.a + (g.row_offset ? g.row_offset[m + i] : (m + i) * g.a_stride);
+        for (int64_t i = 0; i < count; ++i) rows[i] = g.a + (g.row_offset ? g.row_offset[m + i] : (m + i) * g.a_stride);
         if (count == MR) {
             gemm_tile<Dot, MR, NV>(g, span, rows, b, c + m * g.ldc);
         } else {
@@ -115,7 +113,7 @@ void gemm(const GemmBlock& g) {
         gemm_columns<Dot, MR, NP * per_panel>(g, g.b + p * g.panel_stride, g.c + p * kPanel);
     if constexpr (NP > 1) {
         for (; p < g.panels; ++p)
-            gemm_columns<Dot, MR * (NP > 2 ? 2 : 1), per_panel>(g, g.b + p * g.panel_stride, g.c + p * kPanel);
+            gemm_columns<Dot, MR*(NP > 2 ? 2 : 1), per_panel>(g, g.b + p * g.panel_stride, g.c + p * kPanel);
     }
 }
 

@@ -36,7 +36,8 @@ bool is_depthwise(const BlobHeader& h) { return h.family == static_cast<int32_t>
 
 // Where weight (n within its group, channel c, tap t = row * kernel_w + column) lies in its group's panels.
 int64_t position(const BlobHeader& h, int64_t n, int64_t c, int64_t t) {
-    const int64_t k = is_depthwise(h) ? t % h.kernel_w * round_up(h.kernel_h, 4) + t / h.kernel_w : t * h.channel_pad + c;
+    const int64_t k =
+        is_depthwise(h) ? t % h.kernel_w * round_up(h.kernel_h, 4) + t / h.kernel_w : t * h.channel_pad + c;
     return (n / kPanel) * (h.k_pad * kPanel) + (k / 4) * 64 + (n % kPanel) * 4 + k % 4;
 }
 
@@ -87,9 +88,10 @@ BlobHeader plan_blob(const LayerSpec& s) {
     std::memset(&h, 0, sizeof h);
     h.magic = kBlobMagic;
     h.version = kBlobVersion;
-    const bool depthwise =
-        s.weight_rank == 4 && s.in_channels == 1 && s.groups == s.out_channels && s.groups > 1;
-    h.family = static_cast<int32_t>(depthwise ? Family::depthwise : s.weight_rank == 2 ? Family::linear : Family::conv2d);
+    const bool depthwise = s.weight_rank == 4 && s.in_channels == 1 && s.groups == s.out_channels && s.groups > 1;
+    h.family = static_cast<int32_t>(depthwise            ? Family::depthwise
+                                    : s.weight_rank == 2 ? Family::linear
+                                                         : Family::conv2d);
     h.isa = static_cast<int32_t>(table.isa);
     h.out_channels = s.out_channels;
     h.in_channels = s.in_channels;
@@ -118,8 +120,8 @@ BlobHeader plan_blob(const LayerSpec& s) {
 
 void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
     BlobHeader h = plan_blob(s);
-    require(bytes == h.total_bytes, "pack_w8a8: the buffer has " + std::to_string(bytes) + " bytes, needs " +
-                                        std::to_string(h.total_bytes));
+    require(bytes == h.total_bytes,
+            "pack_w8a8: the buffer has " + std::to_string(bytes) + " bytes, needs " + std::to_string(h.total_bytes));
     std::memset(blob, 0, static_cast<size_t>(bytes));
     int8_t* panels = reinterpret_cast<int8_t*>(blob + h.panels_offset);
     int32_t* sums = reinterpret_cast<int32_t*>(blob + h.column_sum_offset);
@@ -148,8 +150,8 @@ const BlobHeader& open_blob(const uint8_t* blob, int64_t bytes, bool any_isa) {
     const BlobHeader& h = *reinterpret_cast<const BlobHeader*>(blob);
     if (h.magic != kBlobMagic) throw BlobError("packed weights: not a fastcompress blob (wrong magic)" + again);
     if (h.version != kBlobVersion)
-        throw BlobError("packed weights: layout version " + std::to_string(h.version) + ", this library reads version " +
-                        std::to_string(kBlobVersion) + again);
+        throw BlobError("packed weights: layout version " + std::to_string(h.version) +
+                        ", this library reads version " + std::to_string(kBlobVersion) + again);
     if (h.header_checksum != header_checksum(h))
         throw BlobError("packed weights: the header is corrupt (checksum mismatch)" + again);
     if (h.total_bytes != bytes)

@@ -35,9 +35,7 @@ struct DotWiden256 : Dot256Base {
         const __m256i b = load(p);
         return {_mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8)};
     }
-    static A split(__m256i a) {
-        return {_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(a, 8)};
-    }
+    static A split(__m256i a) { return {_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(a, 8)}; }
     static A broadcast(const uint8_t* p) { return split(_mm256_set1_epi32(load_quad(p))); }
     static Acc dot(Acc acc, A a, B b) {
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, b.even));

@@ -31,8 +31,8 @@ struct Vec {
         __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
         __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
         __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
-        __m256i r = _mm256_castps_si256(
-            _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
+        __m256i r =
+            _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
         r = _mm256_srli_epi32(r, 16);
         __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
@@ -66,9 +66,7 @@ struct Vec {
     static F exp2i(I n) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
     }
-    static I magnitude_bits(F a) {
-        return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));
-    }
+    static I magnitude_bits(F a) { return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)); }
 };
 
 }  // namespace

@@ -38,7 +38,7 @@ struct BlobHeader {
     int64_t kernel_h, kernel_w;
     int64_t channel_pad;
     int64_t k_pad;
-    int64_t panels;  // per group
+    int64_t panels;                                                       // per group
     int64_t panels_offset, column_sum_offset, scale_offset, bias_offset;  // bytes from the start
     int32_t has_bias;
     int32_t input_mode;
@@ -85,9 +85,7 @@ void verify_blob(const uint8_t* blob, int64_t bytes);
 // The weights of an opened blob, [out, in_channels, kernel_h, kernel_w]. Scales and bias lie in the blob as they are.
 void unpack_weight(const uint8_t* blob, int8_t* weight);
 
-inline const int8_t* blob_panels(const BlobHeader& h) {
-    return reinterpret_cast<const int8_t*>(&h) + h.panels_offset;
-}
+inline const int8_t* blob_panels(const BlobHeader& h) { return reinterpret_cast<const int8_t*>(&h) + h.panels_offset; }
 inline const int32_t* blob_column_sums(const BlobHeader& h) {
     return reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(&h) + h.column_sum_offset);
 }
