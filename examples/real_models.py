@@ -71,7 +71,7 @@ def _check_split(split: str) -> None:
 def _package_dir(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"package {name!r} is not installed; run 'make demo' or install the 'examples' extra")
+        raise ModuleNotFoundError(f"package {name!r} is not installed; run 'make demo' or install the 'demo' extra")
     return Path(spec.origin).parent
 
 

@@ -59,8 +59,9 @@ def prepacked_call(shape: tuple[int, int, int], out_dtype: str = "f32") -> Calla
     scale = generator.uniform(1e-3, 2e-3, n).astype(np.float32)
     bias = generator.standard_normal(n).astype(np.float32)
     packed = _C.pack_w8a8(weight, scale, bias, 0, 0.02, 128, 0)
-    x = generator.integers(0, 256, (m, k), dtype=np.uint8)
-    out = np.empty((m, n), dtype={"f32": np.float32, "i32": np.int32, "u8": np.uint8}[out_dtype])
+    # torch's allocator aligns to cache lines, numpy's to 16 bytes: a row that straddles lines costs tile loads double.
+    x = torch.from_numpy(generator.integers(0, 256, (m, k), dtype=np.uint8)).clone().numpy()
+    out = torch.zeros(m, n, dtype={"f32": torch.float32, "i32": torch.int32, "u8": torch.uint8}[out_dtype]).numpy()
     return lambda: _C.linear_w8a8(x, packed, out, dtype="u8", out_dtype=out_dtype)
 
 

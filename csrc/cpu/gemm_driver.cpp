@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kSerialMultiplyAdds = 1 << 18;
 constexpr int64_t kRowBlock = 192;  // activations of a task stay in L2 beside a weight panel
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L2 again by the next call
 
 }  // namespace
 
@@ -49,6 +50,7 @@ void run_gemm_task(const GemmProblem& p, const GemmPlan& plan, int64_t task, int
     block.c = scratch;
     block.ldc = kTileColumns;
     block.panels = ceil_div(columns, kPanel);
+    block.fetch_ahead = ceil_div(p.columns, kPanel) * p.panel_stride > kCachedWeights;
     for (int64_t row = begin; row < end; row += table.tile_rows) {
         block.rows = std::min(table.tile_rows, end - row);
         block.a = p.a + (p.row_offset ? 0 : row * p.a_stride);

@@ -223,7 +223,8 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         "linear_w8a8_backward": [((torch.randn(3, 4, 9), x, pack(dynamic)), {})],
         "conv2d_w8a8_backward": [((torch.randn_like(conv_out), image, pack(conv), *geometry), {})],
         "dequantize_w8a8": [
-            ((pack(static), f, size, torch.half), {}) for f, size in (("weight", [9, 20]), ("bias", [9]))
+            ((pack(static), "weight", [9, 20], torch.float32), {}),
+            ((pack(static), "bias", [9], torch.half), {}),
         ],
     }
 

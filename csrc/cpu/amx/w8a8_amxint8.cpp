@@ -77,7 +77,7 @@ void rows(const GemmBlock& g, int64_t row0, int64_t row1) {
             const int8_t* b = g.b + p * g.panel_stride + k0 * 1024;
             // The span's part of the next two panels, spread over the row blocks: half of them fetch one panel each.
             const int64_t blocks = (row1 - row0 + 31) / 32;
-            const int64_t lines = (32 + blocks - 1) / blocks;
+            const int64_t lines = g.fetch_ahead ? (32 + blocks - 1) / blocks : 0;
             for (int64_t row = row0; row < row1; row += 32) {
                 const int64_t line = (row - row0) / 32 * lines * (k1 - k0), panel_lines = (k1 - k0) * 16;
                 const Prefetch next{

@@ -33,6 +33,7 @@ struct GemmBlock {
     int64_t ldc;  // elements
     int64_t rows;
     int64_t panels;
+    bool fetch_ahead;  // a hint: the weights exceed the cache and the panels behind these come next
 };
 
 // One run of output pixels of a depthwise convolution, all of one image row.
