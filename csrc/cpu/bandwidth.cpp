@@ -27,19 +27,22 @@ double read_bandwidth(int64_t bytes, double seconds) {
     std::fill_n(buffer.get(), words * threads, uint64_t{1});
     const int64_t repeats = std::max<int64_t>(1, (int64_t{1} << 26) / (words * threads * 8));
     std::atomic<uint64_t> sink{0};
+    std::atomic<int64_t> bytes_read{0};
     using Clock = std::chrono::steady_clock;
     const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
     double best = 0;
     do {
+        bytes_read = 0;
         const auto start = Clock::now();
         parallel(threads, [&](Team& team) {
             for (int64_t r = 0; r < repeats; ++r) {
                 sink += read(buffer.get() + words * team.thread(), words);
                 __asm__ volatile("" ::: "memory");
             }
+            bytes_read += words * 8 * repeats;
         });
         const std::chrono::duration<double> elapsed = Clock::now() - start;
-        best = std::max(best, static_cast<double>(words * threads * 8 * repeats) / elapsed.count());
+        best = std::max(best, static_cast<double>(bytes_read.load()) / elapsed.count());
     } while (Clock::now() < deadline);
     return best;
 }

@@ -31,10 +31,19 @@ Kinds kinds() {
         }
     }
     all.emplace_back("int8", vector_int8);
-#if defined(FASTCOMPRESS_X86)
-    const CpuFeatures& f = cpu_features();
-    if (f.avx2) all.emplace_back("fp32", f.avx512 ? ceiling_fp32_avx512 : ceiling_fp32_avx2);
+    [[maybe_unused]] const CpuFeatures& f = cpu_features();
+    Loop fp32 = nullptr;
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+    if (f.avx2) fp32 = ceiling_fp32_avx2;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+    if (f.avx512) fp32 = ceiling_fp32_avx512;
+#endif
+    if (fp32) all.emplace_back("fp32", fp32);
+#if defined(FASTCOMPRESS_HAVE_AVX512BF16)
     if (f.avx512bf16) all.emplace_back("bf16", ceiling_bf16_avx512);
+#endif
+#if defined(FASTCOMPRESS_HAVE_AMXBF16)
     if (f.amxbf16) all.emplace_back("amx_bf16", ceiling_bf16_amx);
 #endif
     return all;

@@ -1,5 +1,6 @@
 #include "conv2d_geometry.h"
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -10,25 +11,53 @@ void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument("conv2d_w8a8: " + message);
 }
 
+constexpr int64_t kMaxExtent = 2147483647;  // of any size, stride, dilation or padding: products of two fit int64
+
 int64_t out_size(int64_t in, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
     const int64_t span = dilation * (kernel - 1) + 1;
     return in + before + after < span ? 0 : (in + before + after - span) / stride + 1;
 }
 
+void check_extents(const ConvCall& c) {
+    const auto within = [](int64_t value, int64_t least, const char* what) {
+        require(value >= least && value <= kMaxExtent, std::string(what) + " is " + std::to_string(value) +
+                                                           ", allowed: " + std::to_string(least) + " to 2147483647");
+    };
+    within(c.batch, 0, "batch");
+    within(c.height, 1, "input height");
+    within(c.width, 1, "input width");
+    within(c.stride_h, 1, "stride");
+    within(c.stride_w, 1, "stride");
+    within(c.dilation_h, 1, "dilation");
+    within(c.dilation_w, 1, "dilation");
+    for (int64_t pad : {c.pad_top, c.pad_bottom, c.pad_left, c.pad_right}) within(pad, 0, "padding");
+}
+
+// The largest buffer any step makes: bytes per image pixel, gathered row or output row, times how many there are.
+void check_total(const ConvGeometry& g, const BlobHeader& b, const ConvCall& c) {
+    constexpr double kMaxBytes = 1e15;  // far above memory, far below overflow
+    const double image =
+        static_cast<double>(g.image.height) * static_cast<double>(g.image.width) * static_cast<double>(g.image.pitch);
+    const double row =
+        static_cast<double>(b.k_pad) * static_cast<double>(b.groups) + 4.0 * static_cast<double>(b.out_channels);
+    const double out = static_cast<double>(g.out_h) * static_cast<double>(g.out_w) * row;
+    require(static_cast<double>(c.batch) * (image + out) < kMaxBytes,
+            "the padded input or the output is too large to address; check padding and dilation");
+}
+
 }  // namespace
 
 int64_t conv_out_height(const BlobHeader& b, const ConvCall& c) {
+    check_extents(c);
     return out_size(c.height, c.pad_top, c.pad_bottom, b.kernel_h, c.dilation_h, c.stride_h);
 }
 
 int64_t conv_out_width(const BlobHeader& b, const ConvCall& c) {
+    check_extents(c);
     return out_size(c.width, c.pad_left, c.pad_right, b.kernel_w, c.dilation_w, c.stride_w);
 }
 
 ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
-    require(c.stride_h > 0 && c.stride_w > 0, "stride must be positive");
-    require(c.dilation_h > 0 && c.dilation_w > 0, "dilation must be positive");
-    require(c.pad_top >= 0 && c.pad_bottom >= 0 && c.pad_left >= 0 && c.pad_right >= 0, "padding must not be negative");
     ConvGeometry g{};
     g.out_h = conv_out_height(b, c);
     g.out_w = conv_out_width(b, c);
@@ -60,6 +89,7 @@ ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
         l.group_pad = b.channel_pad;
         l.pitch = b.groups * b.channel_pad;
     }
+    check_total(g, b, c);
     g.uniform = pointwise && b.groups == 1 && !depthwise;
 
     // A kernel row's taps are neighbours in memory when nothing lies between them.

@@ -30,7 +30,7 @@ inline void copy_run(uint8_t* to, const uint8_t* from, int64_t bytes) {
 class Conv {
    public:
     Conv(const BlobHeader& blob, const ConvCall& call)
-        : blob_(blob), call_(call), table_(current_table()), g_(conv_geometry(blob, call)) {
+        : blob_(blob), call_(call), table_(table_for(static_cast<Isa>(blob.isa))), g_(conv_geometry(blob, call)) {
         depthwise_ = blob.family == static_cast<int32_t>(Family::depthwise);
         gather_ = !depthwise_ && table_.uniform_rows && !g_.uniform;
         channels_ = blob.in_channels * blob.groups;
@@ -62,6 +62,7 @@ class Conv {
         parallel(threads_, [&](Team& team) {
             for (Chunk& chunk : queues_) run_chunk(chunk, epilogue, team);
         });
+        Workspace::local().trim();
     }
 
    private:
@@ -92,9 +93,10 @@ class Conv {
                                           ? 0
                                           : pixels * blob_.out_channels * dtype_bytes(call_.out.residual_dtype);
         run_pixels_ = std::max<int64_t>(1, std::min(g_.out_w, kDepthwiseScratch / 4 / l.pitch));
-        per_thread_ = round_up(std::max({static_cast<int64_t>(kScratchBytes), image_scratch_bytes(source_, rows_per_task_),
-                                         depthwise_ ? run_pixels_ * l.pitch * 4 : 0}),
-                               64);
+        per_thread_ =
+            round_up(std::max({static_cast<int64_t>(kScratchBytes), image_scratch_bytes(source_, rows_per_task_),
+                               depthwise_ ? run_pixels_ * l.pitch * 4 : 0}),
+                     64);
         Workspace& w = Workspace::local();
         auto size = [](int64_t bytes) { return Workspace::size(static_cast<size_t>(bytes)); };
         w.reset(size(image) + size(gathered) + size(offsets * 8) + size(nhwc_out) + size(nhwc_residual) +
@@ -276,6 +278,8 @@ class Conv {
 void conv2d_w8a8(const BlobHeader& blob, const ConvCall& call) {
     if (blob.family == static_cast<int32_t>(Family::linear))
         throw std::invalid_argument("conv2d_w8a8: the packed weights belong to a linear layer; use linear_w8a8");
+    if (call.x_dtype == DType::s8 || call.x_dtype == DType::i32)
+        throw std::invalid_argument("conv2d_w8a8: input must be f32, bf16, f16 or u8");
     if (call.batch == 0) return;
     Conv(blob, call).run();
 }

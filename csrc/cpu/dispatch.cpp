@@ -30,8 +30,10 @@ constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTabl
 }
 
 const ElementwiseTable& elementwise_table(Isa isa) {
-#if defined(FASTCOMPRESS_X86)
+#if defined(FASTCOMPRESS_HAVE_AVX512)
     if (isa >= Isa::avx512) return kElementwise_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX2)
     if (isa >= Isa::avx2) return kElementwise_avx2;
 #endif
     (void)isa;
@@ -74,15 +76,23 @@ std::atomic<const KernelTable*>& chosen() {
 
 const W8A8Table& w8a8_table(Isa isa) {
     switch (isa) {
-#if defined(FASTCOMPRESS_X86)
+#if defined(FASTCOMPRESS_HAVE_AVX2)
         case Isa::avx2:
             return kW8A8_avx2;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVXVNNI)
         case Isa::avxvnni:
             return kW8A8_avxvnni;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512)
         case Isa::avx512:
             return kW8A8_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512VNNI)
         case Isa::avx512vnni:
             return kW8A8_avx512vnni;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AMXINT8)
         case Isa::amxint8:
             return kW8A8_amxint8;
 #endif
@@ -96,11 +106,24 @@ const char* isa_name(Isa isa) { return isa_name(static_cast<int32_t>(isa)); }
 const char* isa_name(int32_t code) { return code >= 0 && code < kIsaCount ? kNames[code] : "unknown"; }
 
 std::vector<Isa> compiled_isas() {
-#if defined(FASTCOMPRESS_X86)
-    return {Isa::generic, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::avx512vnni, Isa::amxint8};
-#else
-    return {Isa::generic};
+    return {
+        Isa::generic,
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+        Isa::avx2,
 #endif
+#if defined(FASTCOMPRESS_HAVE_AVXVNNI)
+        Isa::avxvnni,
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+        Isa::avx512,
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512VNNI)
+        Isa::avx512vnni,
+#endif
+#if defined(FASTCOMPRESS_HAVE_AMXINT8)
+        Isa::amxint8,
+#endif
+    };
 }
 
 const KernelTable& table_for(Isa isa) {
@@ -108,8 +131,10 @@ const KernelTable& table_for(Isa isa) {
         std::vector<KernelTable> all;
         for (int i = 0; i < kIsaCount; ++i) {
             const Isa each = static_cast<Isa>(i);
-            const W8A8Table* small = each == Isa::amxint8 ? &w8a8_table(Isa::avx512vnni) : nullptr;
-            all.push_back(combine(each, w8a8_table(each), elementwise_table(each), small));
+            const W8A8Table& w = w8a8_table(each);
+            // A family that multiplies tiles only (AMX) borrows the rest.
+            const W8A8Table* small = w.depthwise ? nullptr : &w8a8_table(Isa::avx512vnni);
+            all.push_back(combine(each, w, elementwise_table(each), small));
         }
         return all;
     }();

@@ -21,10 +21,14 @@ Epilogue make_epilogue(const BlobHeader& blob, const OutputSpec& out, const char
     e.out = out.data;
     e.out_ld = blob.out_channels;
     e.out_inverse_scale = 1.0f;
+    if (out.dtype == DType::i32 && out.residual)
+        throw std::invalid_argument(std::string(op) +
+                                    ": int32 output is the raw accumulator and takes no residual; leave residual out");
     if (out.dtype == DType::u8 || out.dtype == DType::s8) {
         const int32_t low = out.dtype == DType::u8 ? 0 : -128;
         if (!(std::isnormal(out.scale) && out.scale > 0))
-            throw std::invalid_argument(std::string(op) + ": out_scale must be a positive, normal, finite float32");
+            throw std::invalid_argument(std::string(op) + ": out_scale is " + std::to_string(out.scale) +
+                                        ", it must be a positive, normal, finite float32");
         if (out.zero_point < low || out.zero_point > low + 255)
             throw std::invalid_argument(std::string(op) + ": out_zero_point " + std::to_string(out.zero_point) +
                                         " is outside the output type's range [" + std::to_string(low) + ", " +

@@ -5,8 +5,8 @@
 namespace fastcompress {
 namespace {
 
-// Waking a second thread costs 1-2 us: worth it from about 0.5 million multiply-adds (0.5 us of VNNI, but mostly
-// weights to be read).
+// Waking a second thread costs 1-2 us: worth it from about a quarter of a million multiply-adds (0.3 us of VNNI,
+// but mostly weights to be read).
 constexpr int64_t kSerialMultiplyAdds = 1 << 18;
 constexpr int64_t kRowBlock = 192;  // activations of a task stay in L2 beside a weight panel
 constexpr int64_t kTasksPerThread = 4;
@@ -16,7 +16,7 @@ constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L
 
 int gemm_threads(int requested, int64_t multiply_adds) {
     const int threads = requested > 0 ? requested : max_threads();
-    return multiply_adds < kSerialMultiplyAdds ? 1 : threads;
+    return multiply_adds < kSerialMultiplyAdds ? 1 : std::min(threads, kMaxThreads);
 }
 
 GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int threads) {

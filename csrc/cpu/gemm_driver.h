@@ -6,7 +6,7 @@
 
 namespace fastcompress {
 
-// C scratch of one thread: kTileRows x kTileColumns int32.
+// C scratch of one thread: kMaxTileRows x kTileColumns int32.
 constexpr int64_t kTileColumns = 64;
 constexpr int64_t kMaxTileRows = 128;
 constexpr size_t kScratchBytes = static_cast<size_t>(kMaxTileRows * kTileColumns) * sizeof(int32_t);

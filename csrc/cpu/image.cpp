@@ -83,7 +83,9 @@ int64_t image_rows_per_task(const ImageSource& s, const ImageLayout& l) {
     return std::min(l.height, std::max<int64_t>(1, kPixels / (s.width * s.step_h)));
 }
 
-int64_t image_scratch_bytes(const ImageSource& s, int64_t rows) { return s.channels * s.width * rows * s.step_h; }
+int64_t image_scratch_bytes(const ImageSource& s, int64_t rows) {
+    return s.channels * s.width * std::min(rows * s.step_h, s.height);
+}
 
 void build_image_rows(const KernelTable& table, const ImageSource& s, const ImageLayout& l, int64_t image, int64_t y0,
                       int64_t y1, uint8_t* out, uint8_t* scratch) {

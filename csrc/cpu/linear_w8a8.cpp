@@ -70,14 +70,19 @@ GemmProblem make_problem(const Linear& l) {
 void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     if (blob.family != static_cast<int32_t>(Family::linear))
         throw std::invalid_argument("linear_w8a8: the packed weights belong to a convolution; use conv2d_w8a8");
+    if (call.x_dtype == DType::s8 || call.x_dtype == DType::i32)
+        throw std::invalid_argument("linear_w8a8: input must be f32, bf16, f16 or u8");
+    if (!call.row_scale != !call.row_zero_point)
+        throw std::invalid_argument("linear_w8a8: input_scale and input_zero_point go together");
     const InputMode mode = static_cast<InputMode>(blob.input_mode);
+    const KernelTable& table = table_for(static_cast<Isa>(blob.isa));
     const bool dynamic = mode != InputMode::per_tensor && call.x_dtype != DType::u8;
     if (call.x_dtype == DType::u8 && mode != InputMode::per_tensor && !call.row_scale)
         throw std::invalid_argument(
             "linear_w8a8: u8 input to a layer with dynamic activations needs input_scale and input_zero_point per row");
     const int64_t k = blob.in_channels;
     const int64_t rows = call.rows;
-    const bool conflicts = rows_conflict(current_table(), rows, blob);
+    const bool conflicts = rows_conflict(table, rows, blob);
     const bool in_place = call.x_dtype == DType::u8 && k == blob.k_pad && !conflicts;
     const int64_t stride = conflicts ? blob.k_pad + kCacheLine : blob.k_pad;
     const int threads = gemm_threads(call.threads, rows * blob.k_pad * blob.out_channels);
@@ -87,7 +92,7 @@ void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     const size_t token_bytes = dynamic ? static_cast<size_t>(rows) * 4 : 0;
     workspace.reset(Workspace::size(quantized_bytes) + 2 * Workspace::size(token_bytes) +
                     Workspace::size(kScratchBytes * static_cast<size_t>(threads)));
-    Linear linear{current_table(), blob, call, mode, k, stride, nullptr, nullptr, nullptr};
+    Linear linear{table, blob, call, mode, k, stride, nullptr, nullptr, nullptr};
     if (!in_place) linear.quantized = workspace.take_array<uint8_t>(rows * stride);
     if (dynamic) {
         linear.scale = workspace.take_array<float>(rows);
@@ -107,6 +112,7 @@ void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
         int32_t* mine = reinterpret_cast<int32_t*>(scratch + kScratchBytes * static_cast<size_t>(team.thread()));
         for (int64_t task; tasks.next(team, &task);) run_gemm_task(problem, plan, task, mine);
     });
+    workspace.trim();
 }
 
 }  // namespace fastcompress

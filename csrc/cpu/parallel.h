@@ -7,7 +7,9 @@
 
 namespace fastcompress {
 
-int max_threads();  // what torch.set_num_threads set; 1 in a forked child (libgomp's pool does not survive fork)
+int max_threads();       // the calling thread's OpenMP setting; 1 in a forked child
+bool in_forked_child();  // libgomp's pool does not survive fork: everything runs serially there
+constexpr int kMaxThreads = 1024;
 void set_max_threads(int n);  // for callers without torch
 
 // One thread's view of a parallel region.

@@ -18,7 +18,7 @@ constexpr int64_t kSerialElements = 1 << 15;  // below this a second thread cost
 
 int threads_for(int requested, int64_t elements) {
     const int threads = requested > 0 ? requested : max_threads();
-    return elements < kSerialElements ? 1 : threads;
+    return elements < kSerialElements ? 1 : std::min(threads, kMaxThreads);
 }
 
 }  // namespace

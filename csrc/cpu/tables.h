@@ -1,5 +1,5 @@
 // Every table of function pointers that an ISA source defines. Constant-initialised plain data: loading the library
-// runs no code of an ISA the CPU may lack.
+// runs no code of an ISA the CPU may lack. Only those with a FASTCOMPRESS_HAVE_<ISA> (CMakeLists.txt) are defined.
 #pragma once
 
 #include "fastcompress/kernels.h"
@@ -27,7 +27,6 @@ struct W8A8Table {
 
 extern const ElementwiseTable kElementwise_generic;
 extern const W8A8Table kW8A8_generic;
-#if defined(FASTCOMPRESS_X86)
 extern const ElementwiseTable kElementwise_avx2;
 extern const ElementwiseTable kElementwise_avx512;
 extern const W8A8Table kW8A8_avx2;
@@ -41,7 +40,6 @@ int64_t ceiling_fp32_avx2(int64_t iterations);
 int64_t ceiling_fp32_avx512(int64_t iterations);
 int64_t ceiling_bf16_avx512(int64_t iterations);
 int64_t ceiling_bf16_amx(int64_t iterations);
-#endif
 
 const W8A8Table& w8a8_table(Isa isa);  // dispatch.cpp
 

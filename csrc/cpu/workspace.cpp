@@ -6,7 +6,7 @@
 namespace fastcompress {
 namespace {
 
-constexpr size_t kKeep = size_t{64} << 20;  // more than this is given back after a smaller call
+constexpr size_t kKeep = size_t{64} << 20;  // more than this is given back after the call
 constexpr std::align_val_t kAlign{4096};
 
 }  // namespace
@@ -18,8 +18,7 @@ Workspace& Workspace::local() {
 
 void Workspace::reset(size_t bytes) {
     used_ = 0;
-    const bool shrink = capacity_ > kKeep && bytes <= kKeep;
-    if (bytes <= capacity_ && !shrink) return;
+    if (bytes <= capacity_) return;
     ::operator delete(memory_, kAlign);
     memory_ = nullptr;
     capacity_ = 0;
@@ -33,6 +32,13 @@ void* Workspace::take(size_t bytes) {
     void* p = memory_ + used_;
     used_ += need;
     return p;
+}
+
+void Workspace::trim() {
+    if (capacity_ <= kKeep) return;
+    ::operator delete(memory_, kAlign);
+    memory_ = nullptr;
+    capacity_ = used_ = 0;
 }
 
 Workspace::~Workspace() { ::operator delete(memory_, kAlign); }

@@ -21,6 +21,9 @@ class Workspace {
     }
     static size_t size(size_t bytes) { return (bytes + 127) / 64 * 64; }
 
+    // Ends a call: a large reservation goes back to the system.
+    void trim();
+
     ~Workspace();
 
    private:

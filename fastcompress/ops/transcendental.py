@@ -14,8 +14,8 @@ _ERFC_POLYNOMIAL = (-1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
 def _exp(x: Tensor) -> Tensor:
-    """exp of float32 clamped to [-87, 88]: ``2^n * p(r)``, Taylor to degree 6, relative error below 2e-7."""
-    x = x.clamp(-87.0, 88.0)
+    """exp of float32: ``2^n * p(r)``, Taylor to degree 6, relative error below 2e-7; infinity from 88.4 on."""
+    x = x.clamp(-87.0, 89.0)
     n = torch.round(x * 1.44269504088896341)
     r = x - n * 0.693359375
     r = r - n * -2.12194440e-4

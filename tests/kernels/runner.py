@@ -87,7 +87,8 @@ def _finish(
 def _epilogue(
     rng: np.random.Generator, p: Any, weight_scale: Array, bias: Array | None, shape: tuple[int, int]
 ) -> tuple[Array | None, oracles.Epilogue]:
-    residual = None if p.residual is None else problems.float_values(rng, shape, p.residual, 1.0)
+    wanted = p.residual is not None and p.out_dtype != "i32"  # raw accumulators take no residual
+    residual = problems.float_values(rng, shape, p.residual, 1.0) if wanted else None
     decoded = None if residual is None else oracles.decode(residual, p.residual)
     return residual, oracles.Epilogue(weight_scale, bias, decoded, p.activation)
 

@@ -11,9 +11,9 @@ using fastcompress::DType;
 using fastcompress::Epilogue;
 
 // exp(x) for any x: 2^n * p(r), n = rint(x / ln 2), |r| <= ln(2)/2, Taylor to degree 6 (relative error < 2e-7).
-// Arguments are clamped to [-87, 88], so the result is a normal number.
+// From 88.4 on the result is infinity, below -87 it is exp(-87); NaN counts as -87 (callers multiply it back in).
 inline Vec::F exp_positive(Vec::F x) {
-    x = Vec::min(Vec::max(x, Vec::set(-87.0f)), Vec::set(88.0f));  // NaN becomes -87: callers multiply it back in
+    x = Vec::min(Vec::max(x, Vec::set(-87.0f)), Vec::set(89.0f));
     Vec::I n = Vec::round(Vec::mul(x, Vec::set(1.44269504088896341f)));
     Vec::F nf = Vec::to_float(n);
     // ln 2 in two parts; the first has few enough bits that n * part is exact.
@@ -29,7 +29,7 @@ inline Vec::F exp_positive(Vec::F x) {
     return Vec::mul(p, Vec::exp2i(n));
 }
 
-// x / (1 + exp(-t)). When 1 + exp(-t) overflows nothing: t is clamped inside exp.
+// x / (1 + exp(-t)).
 inline Vec::F times_sigmoid(Vec::F x, Vec::F t) {
     Vec::F e = exp_positive(Vec::sub(Vec::set(0.0f), t));
     return Vec::div(x, Vec::add(Vec::set(1.0f), e));
@@ -47,7 +47,7 @@ inline Vec::F gelu(Vec::F x) {
     p = Vec::add(Vec::mul(p, t), Vec::set(0.254829592f));
     Vec::F e = exp_positive(Vec::sub(Vec::set(0.0f), Vec::mul(z, z)));
     Vec::F half_erfc = Vec::mul(Vec::mul(Vec::mul(p, t), e), Vec::set(0.5f));
-    // From the tail's side, so that large negative x keep their relative accuracy.
+    // From the tail's side: no cancellation where Phi is small.
     Vec::F phi = Vec::select_negative(x, half_erfc, Vec::sub(Vec::set(1.0f), half_erfc));
     return Vec::mul(x, phi);
 }

@@ -82,8 +82,10 @@ void pack_blob(const LayerSpec& spec, uint8_t* blob, int64_t bytes);
 const BlobHeader& open_blob(const uint8_t* blob, int64_t bytes, bool any_isa = false);
 // Payload checksum as well.
 void verify_blob(const uint8_t* blob, int64_t bytes);
-// The weights of an opened blob, [out, in_channels, kernel_h, kernel_w]. Scales and bias lie in the blob as they are.
+// The weights of an opened blob, [out, in_channels, kernel_h, kernel_w].
 void unpack_weight(const uint8_t* blob, int8_t* weight);
+// Per-channel values (blob_scales, blob_bias) of an opened blob without their padding: out [out_channels].
+void unpack_channels(const BlobHeader& h, const float* padded, float* out);
 
 inline const int8_t* blob_panels(const BlobHeader& h) { return reinterpret_cast<const int8_t*>(&h) + h.panels_offset; }
 inline const int32_t* blob_column_sums(const BlobHeader& h) {

@@ -36,12 +36,15 @@ constexpr int64_t kMaxK = 65793;
 // Output channels are stored in panels of 16 everywhere.
 constexpr int64_t kPanel = 16;
 
-constexpr int64_t dtype_bytes(DType t) {
+// static: an ISA source's copy must never be the one that the baseline calls.
+static constexpr int64_t dtype_bytes(DType t) {
     return t == DType::f32 || t == DType::i32 ? 4 : (t == DType::bf16 || t == DType::f16 ? 2 : 1);
 }
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static constexpr int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
-constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+static constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 }  // namespace fastcompress

@@ -1,0 +1,156 @@
+#include "blob_header.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "../dispatch.h"
+
+namespace fastcompress {
+namespace {
+
+uint64_t header_checksum(const BlobHeader& h) {
+    return blob_checksum(reinterpret_cast<const uint8_t*>(&h), kHeaderBytes - 8);
+}
+
+void require(bool ok, const std::string& message) {
+    if (!ok) throw std::invalid_argument(message);
+}
+
+void check_spec(const LayerSpec& s) {
+    require(s.out_channels > 0 && s.in_channels > 0 && s.kernel_h > 0 && s.kernel_w > 0 && s.groups > 0,
+            "pack_w8a8: weight has an empty dimension");
+    require(s.out_channels % s.groups == 0, "pack_w8a8: out channels (" + std::to_string(s.out_channels) +
+                                                ") are not a multiple of groups (" + std::to_string(s.groups) + ")");
+    const int64_t k = s.in_channels * s.kernel_h * s.kernel_w;
+    require(k <= kMaxK, "pack_w8a8: reduction length " + std::to_string(k) + " exceeds " + std::to_string(kMaxK) +
+                            ", the largest that cannot overflow int32; split the layer along its input channels");
+    require(std::isnormal(s.input_scale) && s.input_scale > 0,
+            "pack_w8a8: input_scale must be a positive, normal, finite float32");
+    require(s.input_zero_point >= 0 && s.input_zero_point <= 255, "pack_w8a8: input_zero_point must lie in [0, 255]");
+    for (int64_t n = 0; n < s.out_channels; ++n)
+        require(std::isfinite(s.weight_scale[n]) && s.weight_scale[n] > 0,
+                "pack_w8a8: weight_scale[" + std::to_string(n) + "] is not a positive finite number");
+    require(s.weight_rank == 2 || s.weight_rank == 4, "pack_w8a8: weight must have 2 or 4 dimensions");
+    require(s.weight_rank == 2 || s.input_mode == InputMode::per_tensor,
+            "pack_w8a8: convolutions take static activations (input_mode 0) only");
+}
+
+// Everything that follows from the dimensions, the ISA and whether there is a bias.
+void lay_out(BlobHeader& h) {
+    const bool depthwise = h.weight_rank == 4 && h.in_channels == 1 && h.groups == h.out_channels && h.groups > 1;
+    h.family = static_cast<int32_t>(depthwise            ? Family::depthwise
+                                    : h.weight_rank == 2 ? Family::linear
+                                                         : Family::conv2d);
+    h.channel_pad = depthwise ? 1 : round_up(h.in_channels, 4);
+    h.k_pad = depthwise ? h.kernel_w * round_up(h.kernel_h, 4)
+                        : round_up(h.kernel_h * h.kernel_w * h.channel_pad, table_for(static_cast<Isa>(h.isa)).k_unit);
+    const int64_t sets = panel_sets(h);
+    h.panels = ceil_div(h.out_channels / sets, kPanel);
+    const int64_t padded_channels = sets * h.panels * kPanel;
+    h.panels_offset = kHeaderBytes;
+    h.column_sum_offset = h.panels_offset + padded_channels * h.k_pad;
+    h.scale_offset = h.column_sum_offset + padded_channels * 4;
+    h.bias_offset = h.scale_offset + padded_channels * 4;
+    h.total_bytes = h.bias_offset + (h.has_bias ? padded_channels * 4 : 0);
+}
+
+bool compiled(int32_t isa) {
+    for (Isa each : compiled_isas())
+        if (static_cast<int32_t>(each) == isa) return true;
+    return false;
+}
+
+// Whether a header with a right checksum describes a layer: a forged one must not make kernels read elsewhere.
+bool consistent(const BlobHeader& h, int64_t bytes) {
+    const auto between = [](int64_t value, int64_t low, int64_t high) { return value >= low && value <= high; };
+    const bool dims = between(h.out_channels, 1, bytes) && between(h.groups, 1, h.out_channels) &&
+                      between(h.in_channels, 1, kMaxK) && between(h.kernel_h, 1, kMaxK) &&
+                      between(h.kernel_w, 1, kMaxK) && h.out_channels % h.groups == 0;
+    if (!dims || h.in_channels * h.kernel_h > kMaxK || h.in_channels * h.kernel_h * h.kernel_w > kMaxK) return false;
+    if (h.weight_rank != 4 && !(h.weight_rank == 2 && h.kernel_h == 1 && h.kernel_w == 1 && h.groups == 1))
+        return false;
+    if (!between(h.has_bias, 0, 1) || !between(h.input_mode, 0, kInputModeCount - 1) ||
+        !between(h.activation, 0, kActivationCount - 1) || !between(h.input_zero_point, 0, 255) ||
+        !(std::isnormal(h.input_scale) && h.input_scale > 0) || (h.weight_rank == 4 && h.input_mode != 0))
+        return false;
+    BlobHeader expected = h;
+    lay_out(expected);
+    return std::memcmp(&expected, &h, sizeof h) == 0;
+}
+
+[[noreturn]] void corrupt(const std::string& what) {
+    throw BlobError("packed weights: " + what + "; load the layer's state_dict or checkpoint again");
+}
+
+[[noreturn]] void foreign(int32_t isa) {
+    throw BlobError(std::string("packed weights: made for ISA '") + isa_name(isa) + "', this process runs '" +
+                    current_table().name +
+                    "'; pack the layer again (layer.repack(), or fastcompress.load on this machine)");
+}
+
+}  // namespace
+
+// 64 bits of a multiply-and-rotate mix over eight-byte words: any single flipped bit changes the result.
+uint64_t blob_checksum(const uint8_t* data, int64_t bytes) {
+    uint64_t h = 0x9e3779b97f4a7c15ull ^ static_cast<uint64_t>(bytes);
+    auto mix = [&h](uint64_t word) {
+        h = (h ^ word) * 0xff51afd7ed558ccdull;
+        h = (h << 29) | (h >> 35);
+    };
+    int64_t i = 0;
+    for (; i + 8 <= bytes; i += 8) {
+        uint64_t word;
+        std::memcpy(&word, data + i, 8);
+        mix(word);
+    }
+    uint64_t last = 0;
+    std::memcpy(&last, data + i, static_cast<size_t>(bytes - i));
+    mix(last);
+    return h ^ (h >> 32);
+}
+
+void seal_header(BlobHeader& h) { h.header_checksum = header_checksum(h); }
+
+BlobHeader plan_blob(const LayerSpec& s) {
+    check_spec(s);
+    BlobHeader h;
+    std::memset(&h, 0, sizeof h);
+    h.magic = kBlobMagic;
+    h.version = kBlobVersion;
+    h.isa = static_cast<int32_t>(current_table().isa);
+    h.out_channels = s.out_channels;
+    h.in_channels = s.in_channels;
+    h.groups = s.groups;
+    h.kernel_h = s.kernel_h;
+    h.kernel_w = s.kernel_w;
+    h.weight_rank = s.weight_rank;
+    h.has_bias = s.bias != nullptr;
+    h.input_mode = static_cast<int32_t>(s.input_mode);
+    h.input_scale = s.input_scale;
+    h.input_zero_point = s.input_zero_point;
+    h.activation = static_cast<int32_t>(s.activation);
+    lay_out(h);
+    return h;
+}
+
+const BlobHeader& open_blob(const uint8_t* blob, int64_t bytes, bool any_isa) {
+    if (bytes < kHeaderBytes) corrupt(std::to_string(bytes) + " bytes are too few for a header");
+    if (reinterpret_cast<uintptr_t>(blob) % alignof(BlobHeader) != 0)
+        throw BlobError("packed weights: the memory is not aligned to 8 bytes; clone the tensor");
+    const BlobHeader& h = *reinterpret_cast<const BlobHeader*>(blob);
+    if (h.magic != kBlobMagic) corrupt("not a fastcompress blob (wrong magic)");
+    if (h.version != kBlobVersion)
+        corrupt("layout version " + std::to_string(h.version) + ", this library reads version " +
+                std::to_string(kBlobVersion));
+    if (h.header_checksum != header_checksum(h)) corrupt("the header is corrupt (checksum mismatch)");
+    if (h.total_bytes != bytes)
+        corrupt("truncated or extended: " + std::to_string(bytes) + " bytes, the header says " +
+                std::to_string(h.total_bytes));
+    const bool current = h.isa == static_cast<int32_t>(current_table().isa);
+    if (!current && (!any_isa || !compiled(h.isa))) foreign(h.isa);
+    if (!consistent(h, bytes)) corrupt("the header does not describe a layer (inconsistent fields)");
+    return h;
+}
+
+}  // namespace fastcompress
