@@ -1,6 +1,10 @@
 #include "buffers.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
+
+#include "../cpu/parallel.h"
 
 namespace fastcompress::bindings {
 namespace {
@@ -30,6 +34,45 @@ bool holds(const py::array& a, DType dtype) {
 
 std::string shape_of(const py::array& a) { return py::str(a.attr("shape")); }
 
+// A numpy array over the object's own memory. DLPack comes first: numpy would ask other libraries' tensors for a copy.
+py::array as_array(const py::object& object, const char* function, const char* argument) {
+    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+    const bool dlpack = py::hasattr(object, "__dlpack__");
+    try {
+        if (dlpack) return py::module_::import("numpy").attr("from_dlpack")(object);
+        py::array array = py::array::ensure(object);
+        if (!array) throw py::error_already_set();
+        return array;
+    } catch (const py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
+        throw py::type_error(std::string(function) + ": " + argument + " (" + Py_TYPE(object.ptr())->tp_name +
+                             ") cannot be read as an array: " + std::string(py::str(error.value())) +
+                             (dlpack ? "; bfloat16 travels as uint16, x.view(torch.uint16)" : ""));
+    }
+}
+
+// The beginning of DLPack's DLManagedTensorVersioned, which since version 1.0 says whether its memory may be written.
+struct DLPackHeader {
+    uint32_t major, minor;
+    void* context;
+    void (*deleter)(void*);
+    uint64_t flags;
+};
+
+// Older exporters say nothing; numpy then marks the array read-only to be safe, which proves nothing either.
+bool dlpack_says_read_only(const py::object& object) {
+    try {
+        const py::object capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+        if (!PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) return false;
+        const auto* header =
+            static_cast<const DLPackHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+        return header->major == 1 && (header->flags & 1);
+    } catch (const py::error_already_set& error) {
+        if (!error.matches(PyExc_TypeError)) throw;  // an exporter without the keyword
+        return false;
+    }
+}
+
 }  // namespace
 
 const char* dtype_name(DType dtype) { return kNames[static_cast<int>(dtype)]; }
@@ -44,33 +87,58 @@ DType parse_dtype(const std::string& name, const char* function, const char* arg
     throw py::value_error(std::string(function) + ": " + argument + " is '" + name + "'; allowed: " + choices);
 }
 
-Buffer input(const py::object& object, DType dtype, const char* function, const char* argument) {
-    py::object source = object;
-    if (!py::isinstance<py::array>(source) && py::hasattr(source, "__dlpack__"))
-        source = py::module_::import("numpy").attr("from_dlpack")(source);
-    py::array array = py::array::ensure(source);
-    if (!array) {
-        PyErr_Clear();
-        throw py::type_error(std::string(function) + ": " + argument + " is not an array");
-    }
-    if (!holds(array, dtype))
+Buffer input(const py::object& object, std::initializer_list<DType> allowed, const char* function,
+             const char* argument) {
+    const py::array array = as_array(object, function, argument);
+    const auto found = std::find_if(allowed.begin(), allowed.end(), [&](DType dtype) { return holds(array, dtype); });
+    if (found == allowed.end()) {
+        std::string names;
+        for (DType dtype : allowed)
+            names += (names.empty() ? "" : ", ") + std::string(dtype_name(dtype)) +
+                     (dtype == DType::bf16 ? " (as uint16)" : "");
         throw py::type_error(std::string(function) + ": " + argument + " has elements of type " +
-                             std::string(py::str(array.dtype())) + ", expected " + dtype_name(dtype) +
-                             (dtype == DType::bf16 ? " (as uint16)" : ""));
+                             std::string(py::str(array.dtype())) + ", expected " + names);
+    }
     if (!(array.flags() & py::array::c_style))
         throw py::value_error(std::string(function) + ": " + argument + " of shape " + shape_of(array) +
                               " is not C-contiguous; pass numpy.ascontiguousarray(" + argument + ")");
-    return {array, dtype};
+    return {array, *found};
 }
 
-Buffer output(const py::object& object, DType dtype, const char* function, const char* argument) {
-    const bool array = py::isinstance<py::array>(object);
-    Buffer b = input(object, dtype, function, argument);
-    if (array && !b.array.writeable()) throw py::value_error(std::string(function) + ": " + argument + " is read-only");
-    if (!array && !py::hasattr(object, "__dlpack__"))
+Buffer output(const py::object& object, std::initializer_list<DType> allowed, const char* function,
+              const char* argument) {
+    const bool numpy = py::isinstance<py::array>(object);
+    if (!numpy && !py::hasattr(object, "__dlpack__"))
         throw py::type_error(std::string(function) + ": " + argument +
-                             " must be an array to be written to (numpy or DLPack)");
+                             " must be an array to be written to (numpy or DLPack), got " +
+                             Py_TYPE(object.ptr())->tp_name);
+    const Buffer b = input(object, allowed, function, argument);
+    if (!b.array.writeable() && (numpy || dlpack_says_read_only(object)))
+        throw py::value_error(std::string(function) + ": " + argument + " is read-only");
     return b;
+}
+
+void check_disjoint(const char* function, std::initializer_list<Named> written, std::initializer_list<Named> read) {
+    const auto check = [&](const Named& a, const Named& b) {
+        const auto* a0 = static_cast<const uint8_t*>(a.buffer.data());
+        const auto* b0 = static_cast<const uint8_t*>(b.buffer.data());
+        const size_t a_bytes = a.buffer.bytes(), b_bytes = b.buffer.bytes();
+        const std::less<> before;  // unlike <, defined for unrelated pointers
+        if (a_bytes && b_bytes && before(a0, b0 + b_bytes) && before(b0, a0 + a_bytes))
+            throw py::value_error(std::string(function) + ": " + a.argument + " and " + b.argument +
+                                  " share memory; pass a buffer of its own as " + a.argument);
+    };
+    for (const Named* a = written.begin(); a != written.end(); ++a) {
+        for (const Named* b = a + 1; b != written.end(); ++b) check(*a, *b);
+        for (const Named& b : read) check(*a, b);
+    }
+}
+
+int checked_threads(int threads, const char* function) {
+    if (threads < 0 || threads > kMaxThreads)
+        throw py::value_error(std::string(function) + ": threads is " + std::to_string(threads) +
+                              ", allowed: 0 (all) to " + std::to_string(kMaxThreads));
+    return threads;
 }
 
 void bad_shape(const char* function, const char* argument, const Buffer& got, const std::string& wanted) {

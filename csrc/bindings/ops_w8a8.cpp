@@ -2,9 +2,8 @@
 // Here tensors are checked and outputs allocated; everything else happens behind fastcompress/w8a8.h.
 #include "fastcompress/w8a8.h"
 
-#include <stdexcept>
-
 #include "../cpu/parallel.h"
+#include "families.h"
 #include "tensors.h"
 
 namespace fastcompress::bindings {
@@ -12,71 +11,77 @@ namespace {
 
 using std::optional;
 
-void require(bool ok, const std::string& message) {
-    if (!ok) throw std::runtime_error(message);
-}
-
-const BlobHeader& open(const Tensor& packed, const char* op) {
+void check_packed(const Tensor& packed, const char* op) {
     check_cpu(packed, op, "packed");
-    require(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous(),
-            std::string(op) + ": packed must be a contiguous 1-D uint8 tensor made by fastcompress.ops.pack");
-    return open_blob(static_cast<const uint8_t*>(packed.data_ptr()), packed.numel());
+    if (packed.scalar_type() != ScalarType::Byte)
+        refuse_type(op, "packed has dtype ", dtype_text(packed.scalar_type()),
+                    ", allowed: uint8; pass what fastcompress.ops.pack returned");
+    if (packed.dim() != 1 || !packed.is_contiguous())
+        refuse(op, "packed has shape ", shape_text(packed), packed.is_contiguous() ? "" : " and gaps in memory",
+               ", it must be 1-D and contiguous; pass what fastcompress.ops.pack returned");
 }
 
 DType input_dtype(const Tensor& input, const char* op) {
     check_cpu(input, op, "input");
-    const DType dtype = kernel_dtype(input.scalar_type(), op, "input");
-    require(dtype != DType::s8 && dtype != DType::i32,
-            std::string(op) + ": input must be float32, bfloat16, float16 or uint8");
-    return dtype;
+    return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
 }
 
-// One thread in a forked child, else what torch allows.
-int threads() { return max_threads() == 1 ? 1 : torch_threads(); }
+DType float_dtype(const Tensor& t, const char* op, const char* argument) {
+    check_cpu(t, op, argument);
+    return kernel_dtype(t.scalar_type(), {DType::f32, DType::bf16, DType::f16}, op, argument);
+}
+
+int threads() { return in_forked_child() ? 1 : torch_threads(); }
 
 DType output_dtype(DType input, const optional<ScalarType>& wanted, const char* op) {
-    if (wanted) return kernel_dtype(*wanted, op, "out_dtype");
+    if (wanted)
+        return kernel_dtype(*wanted, {DType::f32, DType::bf16, DType::f16, DType::u8, DType::s8, DType::i32}, op,
+                            "out_dtype");
     return input == DType::u8 ? DType::f32 : input;
 }
 
-// `keep` holds a residual's copy if one had to be made.
-OutputSpec output_spec(const Tensor& out, DType dtype, double scale, int64_t zero_point) {
+// Checked while it is still 64 bits wide. Unused, and 0, unless the type is u8 or s8.
+int32_t zero_point_of(int64_t zero_point, DType dtype, const char* op, const char* argument) {
+    if (dtype != DType::u8 && dtype != DType::s8) return 0;
+    const int64_t low = dtype == DType::u8 ? 0 : -128, high = low + 255;
+    if (zero_point < low || zero_point > high)
+        refuse(op, argument, " ", zero_point, " is outside the output type's range [", low, ", ", high, "]");
+    return static_cast<int32_t>(zero_point);
+}
+
+OutputSpec output_spec(const Tensor& out, DType dtype, double scale, int64_t zero_point, const char* op) {
     OutputSpec spec;
     spec.data = out.data_ptr();
     spec.dtype = dtype;
     spec.scale = static_cast<float>(scale);
-    spec.zero_point = static_cast<int32_t>(zero_point);
+    spec.zero_point = zero_point_of(zero_point, dtype, op, "out_zero_point");
     return spec;
 }
 
-void set_residual(OutputSpec& spec, const Tensor& residual, const Tensor& out, const char* op) {
-    check_cpu(residual, op, "residual");
-    spec.residual_dtype = kernel_dtype(residual.scalar_type(), op, "residual");
-    require(
-        spec.residual_dtype == DType::f32 || spec.residual_dtype == DType::bf16 || spec.residual_dtype == DType::f16,
-        std::string(op) + ": residual must be float32, bfloat16 or float16");
-    require(sizes_of(residual) == sizes_of(out),
-            std::string(op) + ": residual has shape " + shape_text(residual) + ", the output has " + shape_text(out));
-    spec.residual = residual.data_ptr();
+// Before anything looks at the residual's memory: `sizes` are the output's.
+DType check_residual(const Tensor& residual, const std::vector<int64_t>& sizes, const char* op) {
+    const DType dtype = float_dtype(residual, op, "residual");
+    if (sizes_of(residual) != sizes)
+        refuse(op, "residual has shape ", shape_text(residual), ", the output has ", shape_text(sizes));
+    return dtype;
 }
 
 Tensor quantize_per_tensor_op(const Tensor& input, double scale, int64_t zero_point, ScalarType dtype) {
     const char* op = "quantize_per_tensor";
-    const DType from = input_dtype(input, op), to = kernel_dtype(dtype, op, "dtype");
-    require(from != DType::u8, "quantize_per_tensor: input must be float32, bfloat16 or float16");
-    require(to == DType::u8 || to == DType::s8, "quantize_per_tensor: dtype must be uint8 or int8");
+    const DType from = float_dtype(input, op, "input");
+    const DType to = kernel_dtype(dtype, {DType::u8, DType::s8}, op, "dtype");
+    const int32_t zero = zero_point_of(zero_point, to, op, "zero_point");
     const Tensor x = row_major(input);
     Tensor out = empty(sizes_of(x), to);
-    quantize_per_tensor(x.data_ptr(), from, x.numel(), static_cast<float>(scale), static_cast<int32_t>(zero_point), to,
+    quantize_per_tensor(x.data_ptr(), from, x.numel(), static_cast<float>(scale), zero, to,
                         static_cast<uint8_t*>(out.data_ptr()), threads());
     return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantize_per_token_op(const Tensor& input, bool symmetric) {
     const char* op = "quantize_per_token";
-    const DType from = input_dtype(input, op);
-    require(from != DType::u8, "quantize_per_token: input must be float32, bfloat16 or float16");
-    require(input.dim() >= 1, "quantize_per_token: input must have at least one dimension");
+    const DType from = float_dtype(input, op, "input");
+    if (input.dim() < 1) refuse(op, "input is a scalar, it must have at least one dimension");
     const Tensor x = row_major(input);
     std::vector<int64_t> sizes = sizes_of(x);
     const int64_t columns = sizes.back();
@@ -92,14 +97,15 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
                       optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point,
                       const optional<Tensor>& input_scale, const optional<Tensor>& input_zero_point) {
     const char* op = "linear_w8a8";
-    const BlobHeader& blob = open(packed, op);
-    require(out_features == blob.out_channels, "linear_w8a8: out_features is " + std::to_string(out_features) +
-                                                   ", the packed weights have " + std::to_string(blob.out_channels));
+    check_packed(packed, op);
+    const BlobHeader& blob = open_linear(packed.data_ptr(), packed.numel());
+    if (out_features != blob.out_channels)
+        refuse(op, "out_features is ", out_features, ", the packed weights have ", blob.out_channels);
     LinearCall call;
     call.x_dtype = input_dtype(input, op);
-    require(input.dim() >= 1 && input.size(input.dim() - 1) == blob.in_channels,
-            "linear_w8a8: input has shape " + shape_text(input) +
-                ", its last dimension must be in_features = " + std::to_string(blob.in_channels));
+    if (input.dim() < 1 || input.size(input.dim() - 1) != blob.in_channels)
+        refuse(op, "input has shape ", shape_text(input),
+               ", its last dimension must be in_features = ", blob.in_channels);
     const Tensor x = row_major(input);
     std::vector<int64_t> sizes = sizes_of(x);
     sizes.back() = blob.out_channels;
@@ -107,24 +113,28 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
     call.rows = x.numel() / blob.in_channels;
     const DType to = output_dtype(call.x_dtype, out_dtype, op);
     Tensor out = empty(sizes, to);
-    call.out = output_spec(out, to, out_scale, out_zero_point);
+    call.out = output_spec(out, to, out_scale, out_zero_point, op);
     optional<Tensor> kept;
     if (residual) {
+        call.out.residual_dtype = check_residual(*residual, sizes, op);
         kept = row_major(*residual);
-        set_residual(call.out, *kept, out, op);
+        call.out.residual = kept->data_ptr();
     }
-    require(input_scale.has_value() == input_zero_point.has_value(),
-            "linear_w8a8: input_scale and input_zero_point go together");
+    if (input_scale.has_value() != input_zero_point.has_value())
+        refuse(op, input_scale ? "input_scale" : "input_zero_point", " came without ",
+               input_scale ? "input_zero_point" : "input_scale", "; pass both or neither");
     optional<Tensor> scale, zero;
     if (input_scale) {
         check_cpu(*input_scale, op, "input_scale");
         check_cpu(*input_zero_point, op, "input_zero_point");
-        require(call.x_dtype == DType::u8, "linear_w8a8: input_scale describes uint8 input; input is not uint8");
-        require(input_scale->scalar_type() == ScalarType::Float && input_zero_point->scalar_type() == ScalarType::Int,
-                "linear_w8a8: input_scale must be float32 and input_zero_point int32");
-        require(
-            input_scale->numel() == call.rows && input_zero_point->numel() == call.rows,
-            "linear_w8a8: input_scale and input_zero_point need one value per row (" + std::to_string(call.rows) + ")");
+        if (call.x_dtype != DType::u8)
+            refuse(op, "input_scale and input_zero_point describe uint8 input, but input has dtype ",
+                   dtype_text(input.scalar_type()), "; leave them out");
+        kernel_dtype(input_scale->scalar_type(), {DType::f32}, op, "input_scale");
+        kernel_dtype(input_zero_point->scalar_type(), {DType::i32}, op, "input_zero_point");
+        if (input_scale->numel() != call.rows || input_zero_point->numel() != call.rows)
+            refuse(op, "input_scale has shape ", shape_text(*input_scale), " and input_zero_point ",
+                   shape_text(*input_zero_point), ", they need one value per row of input (", call.rows, ")");
         scale = row_major(*input_scale);
         zero = row_major(*input_zero_point);
         call.row_scale = static_cast<const float*>(scale->data_ptr());
@@ -153,26 +163,33 @@ Tensor in_format(const Tensor& t, bool channels_last) {
         t, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
+void check_length(const std::vector<int64_t>& values, size_t length, const char* op, const char* argument) {
+    if (values.size() != length) refuse(op, argument, " takes ", length, " numbers, got ", shape_text(values));
+}
+
 Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_channels,
                       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                       const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                       const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
                       int64_t out_zero_point) {
     const char* op = "conv2d_w8a8";
-    const BlobHeader& blob = open(packed, op);
-    require(kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
-            "conv2d_w8a8: kernel_size, stride and dilation take 2 numbers, padding 4 (top, bottom, left, right)");
-    require(out_channels == blob.out_channels && kernel_size[0] == blob.kernel_h && kernel_size[1] == blob.kernel_w,
-            "conv2d_w8a8: out_channels or kernel_size differ from the packed weights");
+    check_packed(packed, op);
+    const BlobHeader& blob = open_conv2d(packed.data_ptr(), packed.numel());
+    check_length(kernel_size, 2, op, "kernel_size");
+    check_length(stride, 2, op, "stride");
+    check_length(padding, 4, op, "padding (top, bottom, left, right)");
+    check_length(dilation, 2, op, "dilation");
+    if (out_channels != blob.out_channels || kernel_size[0] != blob.kernel_h || kernel_size[1] != blob.kernel_w)
+        refuse(op, "out_channels is ", out_channels, " and kernel_size ", shape_text(kernel_size),
+               ", the packed weights have ", blob.out_channels, " and [", blob.kernel_h, ", ", blob.kernel_w, "]");
     ConvCall call;
     call.x_dtype = input_dtype(input, op);
     const bool single = input.dim() == 3;
-    require(single || input.dim() == 4,
-            "conv2d_w8a8: input must be [N, C, H, W] or [C, H, W], got " + shape_text(input));
+    if (!single && input.dim() != 4) refuse(op, "input must be [N, C, H, W] or [C, H, W], got ", shape_text(input));
     const Tensor batch = single ? torch::stable::unsqueeze(input, 0) : input;
-    require(batch.size(1) == blob.in_channels * blob.groups,
-            "conv2d_w8a8: input has " + std::to_string(batch.size(1)) + " channels (shape " + shape_text(input) +
-                "), the layer takes " + std::to_string(blob.in_channels * blob.groups));
+    if (batch.size(1) != blob.in_channels * blob.groups)
+        refuse(op, "input has ", batch.size(1), " channels (shape ", shape_text(input), "), the layer takes ",
+               blob.in_channels * blob.groups);
     call.channels_last = is_channels_last(batch);
     const Tensor x = in_format(batch, call.channels_last);
     call.x = x.data_ptr();
@@ -187,18 +204,21 @@ Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_cha
     call.pad_right = padding[3];
     call.dilation_h = dilation[0];
     call.dilation_w = dilation[1];
-    require(stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0,
-            "conv2d_w8a8: stride and dilation must be positive");
+    if (stride[0] < 1 || stride[1] < 1 || dilation[0] < 1 || dilation[1] < 1)
+        refuse(op, "stride ", shape_text(stride), " and dilation ", shape_text(dilation), " must be positive");
     const DType to = output_dtype(call.x_dtype, out_dtype, op);
     const std::vector<int64_t> sizes{call.batch, out_channels, conv_out_height(blob, call), conv_out_width(blob, call)};
-    require(sizes[2] > 0 && sizes[3] > 0,
-            "conv2d_w8a8: the kernel does not fit the padded input of shape " + shape_text(input));
+    if (sizes[2] < 1 || sizes[3] < 1)
+        refuse(op, "input of shape ", shape_text(input), " is smaller than the kernel: kernel_size ",
+               shape_text(kernel_size), ", padding ", shape_text(padding), ", dilation ", shape_text(dilation));
     Tensor out = call.channels_last ? empty_channels_last(sizes, to) : empty(sizes, to);
-    call.out = output_spec(out, to, out_scale, out_zero_point);
+    call.out = output_spec(out, to, out_scale, out_zero_point, op);
     optional<Tensor> kept;
     if (residual) {
+        const std::vector<int64_t> wanted(sizes.begin() + (single ? 1 : 0), sizes.end());
+        call.out.residual_dtype = check_residual(*residual, wanted, op);
         kept = in_format(single ? torch::stable::unsqueeze(*residual, 0) : *residual, call.channels_last);
-        set_residual(call.out, *kept, out, op);
+        call.out.residual = kept->data_ptr();
     }
     call.threads = threads();
     conv2d_w8a8(blob, call);

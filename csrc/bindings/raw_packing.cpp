@@ -38,17 +38,17 @@ py::array_t<uint8_t> aligned_array(int64_t bytes) {
 py::array pack(const py::object& weight, const py::object& weight_scale, const py::object& bias, int input_mode,
                float input_scale, int input_zero_point, int activation, int64_t groups) {
     const char* op = "pack_w8a8";
-    const Buffer w = input(weight, DType::s8, op, "weight");
+    const Buffer w = input(weight, {DType::s8}, op, "weight");
     if (w.rank() != 2 && w.rank() != 4) bad_shape(op, "weight", w, "[out, in] or [out, in/groups, kh, kw]");
     if (groups < 1 || (w.rank() == 2 && groups != 1))
         throw py::value_error("pack_w8a8: groups is " + std::to_string(groups) + "; a 2-D weight has exactly 1");
-    const Buffer scale = input(weight_scale, DType::f32, op, "weight_scale");
+    const Buffer scale = input(weight_scale, {DType::f32}, op, "weight_scale");
     const std::string per_channel = "[" + std::to_string(w.dim(0)) + "], one per output channel";
     if (scale.rank() != 1 || scale.size() != w.dim(0)) bad_shape(op, "weight_scale", scale, per_channel);
     LayerSpec spec;
     Buffer b;
     if (!bias.is_none()) {
-        b = input(bias, DType::f32, op, "bias");
+        b = input(bias, {DType::f32}, op, "bias");
         if (b.rank() != 1 || b.size() != w.dim(0)) bad_shape(op, "bias", b, per_channel);
         spec.bias = static_cast<const float*>(b.data());
     }
@@ -76,25 +76,24 @@ py::array pack(const py::object& weight, const py::object& weight_scale, const p
     return blob;
 }
 
-// Padded per-channel values of a blob, without the padding.
-py::array_t<float> per_channel(const BlobHeader& h, const float* values) {
-    py::array_t<float> out(h.out_channels);
-    const int64_t sets = h.family == static_cast<int32_t>(Family::depthwise) ? 1 : h.groups;
-    const int64_t per_set = h.out_channels / sets;
-    for (int64_t n = 0; n < h.out_channels; ++n)
-        out.mutable_at(n) = values[n / per_set * h.panels * kPanel + n % per_set];
-    return out;
-}
-
 py::dict unpack(const py::object& packed) {
-    const Buffer blob = input(packed, DType::u8, "unpack_w8a8", "packed");
+    const Buffer blob = input(packed, {DType::u8}, "unpack_w8a8", "packed");
     const BlobHeader& h = open(blob);
     py::array_t<int8_t> weight(weight_shape(h));
-    unpack_weight(static_cast<const uint8_t*>(blob.data()), weight.mutable_data());
+    py::array_t<float> scale(h.out_channels), bias(h.has_bias ? h.out_channels : 0);
+    const uint8_t* data = static_cast<const uint8_t*>(blob.data());
+    int8_t* weight_data = weight.mutable_data();
+    float *scale_data = scale.mutable_data(), *bias_data = bias.mutable_data();
+    {
+        py::gil_scoped_release release;
+        unpack_weight(data, weight_data);
+        unpack_channels(h, blob_scales(h), scale_data);
+        if (h.has_bias) unpack_channels(h, blob_bias(h), bias_data);
+    }
     py::dict d;
     d["weight"] = weight;
-    d["weight_scale"] = per_channel(h, blob_scales(h));
-    d["bias"] = h.has_bias ? py::object(per_channel(h, blob_bias(h))) : py::none();
+    d["weight_scale"] = scale;
+    d["bias"] = h.has_bias ? py::object(bias) : py::none();
     d["input_mode"] = h.input_mode;
     d["input_scale"] = h.input_scale;
     d["input_zero_point"] = h.input_zero_point;
@@ -104,7 +103,7 @@ py::dict unpack(const py::object& packed) {
 }
 
 py::dict info(const py::object& packed) {
-    const Buffer blob = input(packed, DType::u8, "blob_info", "packed");
+    const Buffer blob = input(packed, {DType::u8}, "blob_info", "packed");
     const BlobHeader& h = open(blob);
     py::dict d;
     d["layout_version"] = h.version;
@@ -125,7 +124,7 @@ py::dict info(const py::object& packed) {
 }
 
 void check(const py::object& packed) {
-    const Buffer blob = input(packed, DType::u8, "blob_check", "packed");
+    const Buffer blob = input(packed, {DType::u8}, "blob_check", "packed");
     const uint8_t* data = static_cast<const uint8_t*>(blob.data());
     const int64_t bytes = blob.size();
     py::gil_scoped_release release;

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "buffers.h"
+#include "families.h"
 #include "fastcompress/w8a8.h"
 #include "module.h"
 
@@ -13,16 +14,6 @@ const std::vector<DType> kFloats{DType::f32, DType::bf16, DType::f16};
 const std::vector<DType> kInputs{DType::f32, DType::bf16, DType::f16, DType::u8};
 const std::vector<DType> kOutputs{DType::f32, DType::bf16, DType::f16, DType::u8, DType::s8, DType::i32};
 
-const BlobHeader& open(const Buffer& packed) {
-    return open_blob(static_cast<const uint8_t*>(packed.data()), packed.size());
-}
-
-// The element type of a residual is told from its array: float32, float16, or uint16 for bf16.
-DType residual_dtype(const py::object& residual) {
-    const py::dtype d = py::array::ensure(residual).dtype();
-    return d.kind() == 'u' ? DType::bf16 : d.itemsize() == 2 ? DType::f16 : DType::f32;
-}
-
 struct Output {
     Buffer out, residual;
     OutputSpec spec;
@@ -32,13 +23,13 @@ Output make_output(const char* op, const py::object& out, const std::string& out
                    float scale, int zero_point) {
     Output o;
     o.spec.dtype = parse_dtype(out_dtype, op, "out_dtype", kOutputs);
-    o.out = output(out, o.spec.dtype, op, "out");
+    o.out = output(out, {o.spec.dtype}, op, "out");
     o.spec.data = o.out.mutable_data();
     o.spec.scale = scale;
     o.spec.zero_point = zero_point;
     if (!residual.is_none()) {
-        o.spec.residual_dtype = residual_dtype(residual);
-        o.residual = input(residual, o.spec.residual_dtype, op, "residual");
+        o.residual = input(residual, {DType::f32, DType::bf16, DType::f16}, op, "residual");
+        o.spec.residual_dtype = o.residual.dtype;
         if (!o.residual.array.attr("shape").equal(o.out.array.attr("shape")))
             bad_shape(op, "residual", o.residual,
                       "the shape of out, " + std::string(py::str(o.out.array.attr("shape"))));
@@ -53,10 +44,10 @@ void linear(const py::object& x, const py::object& packed, const py::object& out
     const char* op = "linear_w8a8";
     LinearCall call;
     call.x_dtype = parse_dtype(dtype, op, "dtype", kInputs);
-    const Buffer xb = input(x, call.x_dtype, op, "x");
-    const Buffer blob = input(packed, DType::u8, op, "packed");
-    const BlobHeader& header = open(blob);
-    if (xb.rank() != 2 || xb.dim(1) != header.in_channels * header.kernel_h * header.kernel_w)
+    const Buffer xb = input(x, {call.x_dtype}, op, "x");
+    const Buffer blob = input(packed, {DType::u8}, op, "packed");
+    const BlobHeader& header = open_linear(blob.data(), blob.size());
+    if (xb.rank() != 2 || xb.dim(1) != header.in_channels)
         bad_shape(op, "x", xb, "[rows, " + std::to_string(header.in_channels) + "]");
     call.x = xb.data();
     call.rows = xb.dim(0);
@@ -70,17 +61,24 @@ void linear(const py::object& x, const py::object& packed, const py::object& out
     if (!input_scale.is_none()) {
         if (call.x_dtype != DType::u8)
             throw py::value_error("linear_w8a8: input_scale and input_zero_point describe u8 input; x is " + dtype);
-        scale = input(input_scale, DType::f32, op, "input_scale");
-        zero = input(input_zero_point, DType::i32, op, "input_zero_point");
+        scale = input(input_scale, {DType::f32}, op, "input_scale");
+        zero = input(input_zero_point, {DType::i32}, op, "input_zero_point");
         const std::string wanted = "[" + std::to_string(call.rows) + "], one per row";
         if (scale.rank() != 1 || scale.size() != call.rows) bad_shape(op, "input_scale", scale, wanted);
         if (zero.rank() != 1 || zero.size() != call.rows) bad_shape(op, "input_zero_point", zero, wanted);
         call.row_scale = static_cast<const float*>(scale.data());
         call.row_zero_point = static_cast<const int32_t*>(zero.data());
     }
-    call.threads = threads;
+    check_disjoint(
+        op, {{"out", o.out}},
+        {{"x", xb}, {"packed", blob}, {"residual", o.residual}, {"input_scale", scale}, {"input_zero_point", zero}});
+    call.threads = checked_threads(threads, op);
     py::gil_scoped_release release;
     linear_w8a8(header, call);
+}
+
+std::string pair(const std::array<int64_t, 2>& p) {
+    return "(" + std::to_string(p[0]) + ", " + std::to_string(p[1]) + ")";
 }
 
 void conv2d(const py::object& x, const py::object& packed, const py::object& out, const std::array<int64_t, 2>& stride,
@@ -93,9 +91,9 @@ void conv2d(const py::object& x, const py::object& packed, const py::object& out
     ConvCall call;
     call.channels_last = layout == "nhwc";
     call.x_dtype = parse_dtype(dtype, op, "dtype", kInputs);
-    const Buffer xb = input(x, call.x_dtype, op, "x");
-    const Buffer blob = input(packed, DType::u8, op, "packed");
-    const BlobHeader& header = open(blob);
+    const Buffer xb = input(x, {call.x_dtype}, op, "x");
+    const Buffer blob = input(packed, {DType::u8}, op, "packed");
+    const BlobHeader& header = open_conv2d(blob.data(), blob.size());
     const int64_t channels = header.in_channels * header.groups;
     const int c = call.channels_last ? 3 : 1, h = call.channels_last ? 1 : 2, w = call.channels_last ? 2 : 3;
     if (xb.rank() != 4 || xb.dim(c) != channels)
@@ -113,7 +111,8 @@ void conv2d(const py::object& x, const py::object& packed, const py::object& out
     call.dilation_h = dilation[0];
     call.dilation_w = dilation[1];
     if (stride[0] < 1 || stride[1] < 1 || dilation[0] < 1 || dilation[1] < 1)
-        throw py::value_error("conv2d_w8a8: stride and dilation must be positive");
+        throw py::value_error("conv2d_w8a8: stride " + pair(stride) + " and dilation " + pair(dilation) +
+                              " must be positive");
     const Output o = make_output(op, out, out_dtype, residual, out_scale, out_zero_point);
     const int64_t oh = conv_out_height(header, call), ow = conv_out_width(header, call);
     if (o.out.rank() != 4 || o.out.dim(0) != call.batch || o.out.dim(c) != header.out_channels || o.out.dim(h) != oh ||
@@ -122,7 +121,8 @@ void conv2d(const py::object& x, const py::object& packed, const py::object& out
                   "batch " + std::to_string(call.batch) + ", channels " + std::to_string(header.out_channels) +
                       ", height " + std::to_string(oh) + ", width " + std::to_string(ow) + " in " + layout + " order");
     call.out = o.spec;
-    call.threads = threads;
+    check_disjoint(op, {{"out", o.out}}, {{"x", xb}, {"packed", blob}, {"residual", o.residual}});
+    call.threads = checked_threads(threads, op);
     py::gil_scoped_release release;
     conv2d_w8a8(header, call);
 }
@@ -131,30 +131,33 @@ void per_tensor(const py::object& x, const py::object& out, float scale, int zer
                 int threads) {
     const char* op = "quantize_per_tensor";
     const DType from = parse_dtype(dtype, op, "dtype", kFloats);
-    const Buffer xb = input(x, from, op, "x");
-    const DType to = py::array::ensure(out).dtype().kind() == 'i' ? DType::s8 : DType::u8;
-    const Buffer ob = output(out, to, op, "out");
+    const Buffer xb = input(x, {from}, op, "x");
+    const Buffer ob = output(out, {DType::u8, DType::s8}, op, "out");
     if (ob.size() != xb.size()) bad_shape(op, "out", ob, "as many elements as x");
+    check_disjoint(op, {{"out", ob}}, {{"x", xb}});
+    checked_threads(threads, op);
     const void* from_data = xb.data();
     uint8_t* to_data = static_cast<uint8_t*>(ob.mutable_data());
     const int64_t count = xb.size();
     py::gil_scoped_release release;
-    quantize_per_tensor(from_data, from, count, scale, zero_point, to, to_data, threads);
+    quantize_per_tensor(from_data, from, count, scale, zero_point, ob.dtype, to_data, threads);
 }
 
 void per_token(const py::object& x, const py::object& out, const py::object& scale, const py::object& zero_point,
                bool symmetric, const std::string& dtype, int threads) {
     const char* op = "quantize_per_token";
     const DType from = parse_dtype(dtype, op, "dtype", kFloats);
-    const Buffer xb = input(x, from, op, "x");
+    const Buffer xb = input(x, {from}, op, "x");
     if (xb.rank() != 2) bad_shape(op, "x", xb, "[rows, columns]");
-    const Buffer ob = output(out, DType::u8, op, "out_q");
-    const Buffer sb = output(scale, DType::f32, op, "out_scale");
-    const Buffer zb = output(zero_point, DType::i32, op, "out_zero_point");
+    const Buffer ob = output(out, {DType::u8}, op, "out_q");
+    const Buffer sb = output(scale, {DType::f32}, op, "out_scale");
+    const Buffer zb = output(zero_point, {DType::i32}, op, "out_zero_point");
     const int64_t rows = xb.dim(0), columns = xb.dim(1);
     if (ob.rank() != 2 || ob.dim(0) != rows || ob.dim(1) != columns) bad_shape(op, "out_q", ob, "the shape of x");
     if (sb.rank() != 1 || sb.size() != rows) bad_shape(op, "out_scale", sb, "[rows]");
     if (zb.rank() != 1 || zb.size() != rows) bad_shape(op, "out_zero_point", zb, "[rows]");
+    check_disjoint(op, {{"out_q", ob}, {"out_scale", sb}, {"out_zero_point", zb}}, {{"x", xb}});
+    checked_threads(threads, op);
     const void* data = xb.data();
     uint8_t* q = static_cast<uint8_t*>(ob.mutable_data());
     float* s = static_cast<float*>(sb.mutable_data());

@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-#include <stdexcept>
+#include <algorithm>
 
 namespace fastcompress::bindings {
 namespace {
@@ -15,24 +15,13 @@ Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_
 
 }  // namespace
 
-DType kernel_dtype(ScalarType type, const char* op, const char* argument) {
-    switch (type) {
-        case ScalarType::Float:
-            return DType::f32;
-        case ScalarType::BFloat16:
-            return DType::bf16;
-        case ScalarType::Half:
-            return DType::f16;
-        case ScalarType::Byte:
-            return DType::u8;
-        case ScalarType::Char:
-            return DType::s8;
-        case ScalarType::Int:
-            return DType::i32;
-        default:
-            throw std::runtime_error(std::string(op) + ": " + argument +
-                                     " has a dtype without kernels; allowed: float32, bfloat16, float16, uint8");
-    }
+DType kernel_dtype(ScalarType type, std::initializer_list<DType> allowed, const char* op, const char* argument) {
+    const auto found =
+        std::find_if(allowed.begin(), allowed.end(), [&](DType dtype) { return torch_dtype(dtype) == type; });
+    if (found != allowed.end()) return *found;
+    std::string names;
+    for (DType dtype : allowed) names += (names.empty() ? "" : ", ") + dtype_text(torch_dtype(dtype));
+    refuse_type(op, argument, " has dtype ", dtype_text(type), ", allowed: ", names);
 }
 
 ScalarType torch_dtype(DType type) {
@@ -41,9 +30,35 @@ ScalarType torch_dtype(DType type) {
     return kTypes[static_cast<int>(type)];
 }
 
+std::string dtype_text(ScalarType type) {
+    switch (type) {
+        case ScalarType::Float:
+            return "float32";
+        case ScalarType::BFloat16:
+            return "bfloat16";
+        case ScalarType::Half:
+            return "float16";
+        case ScalarType::Byte:
+            return "uint8";
+        case ScalarType::Char:
+            return "int8";
+        case ScalarType::Int:
+            return "int32";
+        case ScalarType::Double:
+            return "float64";
+        case ScalarType::Short:
+            return "int16";
+        case ScalarType::Long:
+            return "int64";
+        case ScalarType::Bool:
+            return "bool";
+        default:
+            return torch::headeronly::toString(type);
+    }
+}
+
 void check_cpu(const Tensor& t, const char* op, const char* argument) {
-    if (!t.is_cpu())
-        throw std::runtime_error(std::string(op) + ": " + argument + " is not a CPU tensor; move it with .cpu()");
+    if (!t.is_cpu()) refuse(op, argument, " is not a CPU tensor; move it with .cpu()");
 }
 
 Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -67,11 +82,13 @@ std::vector<int64_t> sizes_of(const Tensor& t) {
     return std::vector<int64_t>(sizes.begin(), sizes.end());
 }
 
-std::string shape_text(const Tensor& t) {
+std::string shape_text(const std::vector<int64_t>& sizes) {
     std::string text = "[";
-    for (int64_t size : t.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+    for (int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
     return text + "]";
 }
+
+std::string shape_text(const Tensor& t) { return shape_text(sizes_of(t)); }
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 

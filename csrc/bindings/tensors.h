@@ -5,7 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -16,9 +19,27 @@ namespace fastcompress::bindings {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Errors become RuntimeError in Python; layers explain them as TypeError or ValueError (nn/).
-DType kernel_dtype(ScalarType type, const char* op, const char* argument);
+// How operators refuse arguments: the text is put together only when it is needed.
+template <class... Parts>
+std::string text_of(const Parts&... parts) {
+    std::ostringstream text;
+    (text << ... << parts);
+    return text.str();
+}
+// ValueError in Python.
+template <class... Parts>
+[[noreturn]] void refuse(const char* op, const Parts&... parts) {
+    throw std::invalid_argument(text_of(op, ": ", parts...));
+}
+// RuntimeError in Python, as no C++ exception becomes TypeError there; layers explain it as that (nn/).
+template <class... Parts>
+[[noreturn]] void refuse_type(const char* op, const Parts&... parts) {
+    throw std::runtime_error(text_of(op, ": ", parts...));
+}
+
+DType kernel_dtype(ScalarType type, std::initializer_list<DType> allowed, const char* op, const char* argument);
 ScalarType torch_dtype(DType type);
+std::string dtype_text(ScalarType type);  // "float32", as Python says
 
 void check_cpu(const Tensor& t, const char* op, const char* argument);
 
@@ -30,6 +51,7 @@ Tensor empty_channels_last(const std::vector<int64_t>& sizes, DType dtype);  // 
 
 std::vector<int64_t> sizes_of(const Tensor& t);
 std::string shape_text(const Tensor& t);
+std::string shape_text(const std::vector<int64_t>& sizes);
 
 // Threads that torch.set_num_threads allows.
 int torch_threads();

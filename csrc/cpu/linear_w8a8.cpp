@@ -1,7 +1,11 @@
 // linear_w8a8: quantize the rows (or take them as they are), then one GEMM with epilogue, in one parallel region.
+//
+// Few rows, or weights larger than the cache: all rows are quantized first, then threads share out weight panels.
+// Many rows and small weights: each thread quantizes a block of rows and takes it through all weights while it is warm.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "dispatch.h"
 #include "epilogue_setup.h"
@@ -13,29 +17,78 @@
 namespace fastcompress {
 namespace {
 
-// Everything the threads share.
+// Quantized rows and, for dynamic activations, their parameters.
+struct Rows {
+    uint8_t* q;  // [count, stride]; null: the caller's u8 rows are used where they lie
+    float* scale;
+    int32_t* zero_point;
+};
+
+// What does not change during a call.
 struct Linear {
     const KernelTable& table;
     const BlobHeader& blob;
     const LinearCall& call;
     InputMode mode;
     int64_t k, stride;
-    uint8_t* quantized;  // [rows, stride]; null: the caller's u8 rows are used where they lie
-    float* scale;
-    int32_t* zero_point;
+    bool in_place, dynamic;
 
-    void quantize_row(int64_t row) const {
-        uint8_t* out = quantized + row * stride;
+    size_t rows_bytes(int64_t count) const {
+        const size_t q = in_place ? 0 : static_cast<size_t>(count * stride);
+        const size_t tokens = dynamic ? static_cast<size_t>(count) * sizeof(float) : 0;
+        return Workspace::size(q) + 2 * Workspace::size(tokens);
+    }
+    Rows take_rows(Workspace& workspace, int64_t count) const {
+        Rows r{};
+        if (!in_place) r.q = workspace.take_array<uint8_t>(count * stride);
+        if (dynamic) {
+            r.scale = workspace.take_array<float>(count);
+            r.zero_point = workspace.take_array<int32_t>(count);
+        }
+        return r;
+    }
+
+    // Row `row` of the input to place `slot`.
+    void quantize_row(const Rows& rows, int64_t row, int64_t slot) const {
+        uint8_t* out = rows.q + slot * stride;
         const void* x = row_at(call.x, call.x_dtype, row * k);
         if (call.x_dtype == DType::u8) {
             std::memcpy(out, x, static_cast<size_t>(k));
         } else if (mode == InputMode::per_tensor) {
             table.quantize(x, call.x_dtype, k, 1.0f / blob.input_scale, blob.input_zero_point, 0, 255, out);
         } else {
-            quantize_token(table, x, call.x_dtype, k, mode == InputMode::per_token_symmetric, out, scale + row,
-                           zero_point + row);
+            quantize_token(table, x, call.x_dtype, k, mode == InputMode::per_token_symmetric, out, rows.scale + slot,
+                           rows.zero_point + slot);
         }
         std::memset(out + k, 0, static_cast<size_t>(stride - k));
+    }
+
+    // The product of input rows first .. first + count - 1, which lie in `rows` from its start.
+    GemmProblem problem(const Rows& rows, Epilogue e, int64_t first, int64_t count) const {
+        GemmProblem p{};
+        p.table = &table;
+        p.rows = count;
+        p.columns = blob.out_channels;
+        p.panels = blob.panels;
+        p.a = in_place ? static_cast<const uint8_t*>(call.x) + first * k : rows.q;
+        p.a_stride = stride;
+        p.segments = 1;
+        p.segment_quads = blob.k_pad / 4;
+        p.b = blob_panels(blob);
+        p.panel_stride = blob.k_pad * kPanel;
+        e.out = static_cast<uint8_t*>(e.out) + first * e.out_ld * dtype_bytes(e.out_dtype);
+        if (e.residual)
+            e.residual =
+                static_cast<const uint8_t*>(e.residual) + first * e.residual_ld * dtype_bytes(e.residual_dtype);
+        if (dynamic) {
+            e.row_scale = rows.scale;
+            e.row_zero_point = rows.zero_point;
+        } else if (call.row_scale) {
+            e.row_scale = call.row_scale + first;
+            e.row_zero_point = call.row_zero_point + first;
+        }
+        p.epilogue = e;
+        return p;
     }
 };
 
@@ -47,22 +100,49 @@ bool rows_conflict(const KernelTable& table, int64_t rows, const BlobHeader& blo
     return table.uniform_rows && rows > table.small_rows && blob.k_pad % 512 == 0 && blob.out_channels >= 256;
 }
 
-GemmProblem make_problem(const Linear& l) {
-    GemmProblem p{};
-    p.table = &l.table;
-    p.rows = l.call.rows;
-    p.columns = l.blob.out_channels;
-    p.panels = l.blob.panels;
-    p.a = l.quantized ? l.quantized : static_cast<const uint8_t*>(l.call.x);
-    p.a_stride = l.stride;
-    p.segments = 1;
-    p.segment_quads = l.blob.k_pad / 4;
-    p.b = blob_panels(l.blob);
-    p.panel_stride = l.blob.k_pad * kPanel;
-    p.epilogue = make_epilogue(l.blob, l.call.out, "linear_w8a8");
-    p.epilogue.row_scale = l.scale ? l.scale : l.call.row_scale;
-    p.epilogue.row_zero_point = l.zero_point ? l.zero_point : l.call.row_zero_point;
-    return p;
+constexpr int64_t kBlockRows = 128;
+constexpr int64_t kResidentWeights = 1 << 20;  // bytes: half of L2
+
+bool by_row_blocks(const Linear& l, int threads) {
+    return l.call.rows >= 2 * threads * kBlockRows && l.blob.panels * kPanel * l.blob.k_pad <= kResidentWeights;
+}
+
+int32_t* thread_scratch(uint8_t* scratch, const Team& team) {
+    return reinterpret_cast<int32_t*>(scratch + kScratchBytes * static_cast<size_t>(team.thread()));
+}
+
+void run_row_blocks(const Linear& l, const Epilogue& epilogue, int threads, Workspace& workspace) {
+    std::vector<Rows> rows(static_cast<size_t>(threads));
+    for (Rows& each : rows) each = l.take_rows(workspace, kBlockRows);
+    uint8_t* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratchBytes) * threads);
+    TaskQueue blocks(ceil_div(l.call.rows, kBlockRows), threads);
+    parallel(threads, [&](Team& team) {
+        const Rows& mine = rows[static_cast<size_t>(team.thread())];
+        for (int64_t block; blocks.next(team, &block);) {
+            const int64_t first = block * kBlockRows, count = std::min(kBlockRows, l.call.rows - first);
+            if (!l.in_place)
+                for (int64_t i = 0; i < count; ++i) l.quantize_row(mine, first + i, i);
+            const GemmProblem problem = l.problem(mine, epilogue, first, count);
+            const GemmPlan plan = plan_gemm(l.table, count, l.blob.out_channels, 1);
+            for (int64_t task = 0; task < plan.tasks(); ++task)
+                run_gemm_task(problem, plan, task, thread_scratch(scratch, team));
+        }
+    });
+}
+
+void run_columns(const Linear& l, const Epilogue& epilogue, int threads, Workspace& workspace) {
+    const Rows rows = l.take_rows(workspace, l.call.rows);
+    uint8_t* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratchBytes) * threads);
+    const GemmProblem problem = l.problem(rows, epilogue, 0, l.call.rows);
+    const GemmPlan plan = plan_gemm(l.table, l.call.rows, l.blob.out_channels, threads);
+    TaskQueue quantize(l.in_place ? 0 : l.call.rows, threads), tasks(plan.tasks(), threads);
+    parallel(threads, [&](Team& team) {
+        if (!l.in_place) {
+            for (int64_t row; quantize.next(team, &row);) l.quantize_row(rows, row, row);
+            team.barrier();
+        }
+        for (int64_t task; tasks.next(team, &task);) run_gemm_task(problem, plan, task, thread_scratch(scratch, team));
+    });
 }
 
 }  // namespace
@@ -80,38 +160,25 @@ void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     if (call.x_dtype == DType::u8 && mode != InputMode::per_tensor && !call.row_scale)
         throw std::invalid_argument(
             "linear_w8a8: u8 input to a layer with dynamic activations needs input_scale and input_zero_point per row");
+    const Epilogue epilogue = make_epilogue(blob, call.out, "linear_w8a8");
+    if (call.rows == 0) return;
     const int64_t k = blob.in_channels;
-    const int64_t rows = call.rows;
-    const bool conflicts = rows_conflict(table, rows, blob);
+    const bool conflicts = rows_conflict(table, call.rows, blob);
     const bool in_place = call.x_dtype == DType::u8 && k == blob.k_pad && !conflicts;
     const int64_t stride = conflicts ? blob.k_pad + kCacheLine : blob.k_pad;
-    const int threads = gemm_threads(call.threads, rows * blob.k_pad * blob.out_channels);
+    const Linear linear{table, blob, call, mode, k, stride, in_place, dynamic};
 
+    const int threads = gemm_threads(call.threads, call.rows * blob.k_pad * blob.out_channels);
+    const bool blocks = by_row_blocks(linear, threads);
+    const size_t rows_bytes =
+        blocks ? linear.rows_bytes(kBlockRows) * static_cast<size_t>(threads) : linear.rows_bytes(call.rows);
     Workspace& workspace = Workspace::local();
-    const size_t quantized_bytes = in_place ? 0 : static_cast<size_t>(rows * stride);
-    const size_t token_bytes = dynamic ? static_cast<size_t>(rows) * 4 : 0;
-    workspace.reset(Workspace::size(quantized_bytes) + 2 * Workspace::size(token_bytes) +
-                    Workspace::size(kScratchBytes * static_cast<size_t>(threads)));
-    Linear linear{table, blob, call, mode, k, stride, nullptr, nullptr, nullptr};
-    if (!in_place) linear.quantized = workspace.take_array<uint8_t>(rows * stride);
-    if (dynamic) {
-        linear.scale = workspace.take_array<float>(rows);
-        linear.zero_point = workspace.take_array<int32_t>(rows);
+    workspace.reset(rows_bytes + Workspace::size(kScratchBytes * static_cast<size_t>(threads)));
+    if (blocks) {
+        run_row_blocks(linear, epilogue, threads, workspace);
+    } else {
+        run_columns(linear, epilogue, threads, workspace);
     }
-    uint8_t* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratchBytes) * threads);
-
-    const GemmProblem problem = make_problem(linear);
-    if (rows == 0) return;
-    const GemmPlan plan = plan_gemm(linear.table, rows, blob.out_channels, threads);
-    TaskQueue rows_queue(in_place ? 0 : rows, threads), tasks(plan.tasks(), threads);
-    parallel(threads, [&](Team& team) {
-        if (!in_place) {
-            for (int64_t row; rows_queue.next(team, &row);) linear.quantize_row(row);
-            team.barrier();
-        }
-        int32_t* mine = reinterpret_cast<int32_t*>(scratch + kScratchBytes * static_cast<size_t>(team.thread()));
-        for (int64_t task; tasks.next(team, &task);) run_gemm_task(problem, plan, task, mine);
-    });
     workspace.trim();
 }
 

@@ -44,7 +44,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 def gelu_erf(x: Tensor) -> Tensor:
     """``x * Phi(x)`` of a float32 tensor, erfc from Abramowitz & Stegun 7.1.26 (absolute error 1.5e-7)."""
-    z = x.abs() * 0.70710678118654752
+    z = (x.abs() * 0.70710678118654752).clamp(max=9.0)  # no subnormal products
     t = torch.reciprocal(1.0 + z * 0.3275911)
     p = torch.full_like(x, 1.061405429)
     for coefficient in _ERFC_POLYNOMIAL:
