@@ -39,15 +39,12 @@ py::array as_array(const py::object& object, const char* function, const char* a
     if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
     const bool dlpack = py::hasattr(object, "__dlpack__");
     try {
-        if (dlpack) return py::module_::import("numpy").attr("from_dlpack")(object);
-        py::array array = py::array::ensure(object);
-        if (!array) throw py::error_already_set();
-        return array;
+        return py::module_::import("numpy").attr(dlpack ? "from_dlpack" : "asarray")(object);
     } catch (const py::error_already_set& error) {
         if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
         throw py::type_error(std::string(function) + ": " + argument + " (" + Py_TYPE(object.ptr())->tp_name +
                              ") cannot be read as an array: " + std::string(py::str(error.value())) +
-                             (dlpack ? "; bfloat16 travels as uint16, x.view(torch.uint16)" : ""));
+                             (dlpack ? "; pass a detached CPU tensor, bfloat16 as x.view(torch.uint16)" : ""));
     }
 }
 

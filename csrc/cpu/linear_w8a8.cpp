@@ -100,26 +100,34 @@ bool rows_conflict(const KernelTable& table, int64_t rows, const BlobHeader& blo
     return table.uniform_rows && rows > table.small_rows && blob.k_pad % 512 == 0 && blob.out_channels >= 256;
 }
 
-constexpr int64_t kBlockRows = 128;
+constexpr int64_t kMaxBlockRows = 128;
 constexpr int64_t kResidentWeights = 1 << 20;  // bytes: half of L2
 
-bool by_row_blocks(const Linear& l, int threads) {
-    return l.call.rows >= 2 * threads * kBlockRows && l.blob.panels * kPanel * l.blob.k_pad <= kResidentWeights;
+// Rows of a block when each thread takes blocks of rows through all weights; 0 when columns are to be shared out instead:
+// too few rows, weights that would be read from memory again for each block, or an uneven division.
+int64_t block_rows(const Linear& l, int threads) {
+    const int64_t rows = l.call.rows;
+    if (rows < 32 * threads || l.blob.panels * kPanel * l.blob.k_pad > kResidentWeights) return 0;
+    const int64_t rounds = ceil_div(rows, threads * kMaxBlockRows);
+    if (rounds == 1 && l.in_place) return 0;  // nothing to keep warm
+    const int64_t block = round_up(ceil_div(rows, threads * rounds), 16);
+    return 8 * block * rounds * threads <= 9 * rows ? block : 0;
 }
 
 int32_t* thread_scratch(uint8_t* scratch, const Team& team) {
     return reinterpret_cast<int32_t*>(scratch + kScratchBytes * static_cast<size_t>(team.thread()));
 }
 
-void run_row_blocks(const Linear& l, const Epilogue& epilogue, int threads, Workspace& workspace) {
+void run_row_blocks(const Linear& l, const Epilogue& epilogue, int64_t rows_per_block, int threads,
+                    Workspace& workspace) {
     std::vector<Rows> rows(static_cast<size_t>(threads));
-    for (Rows& each : rows) each = l.take_rows(workspace, kBlockRows);
+    for (Rows& each : rows) each = l.take_rows(workspace, rows_per_block);
     uint8_t* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratchBytes) * threads);
-    TaskQueue blocks(ceil_div(l.call.rows, kBlockRows), threads);
+    TaskQueue blocks(ceil_div(l.call.rows, rows_per_block), threads);
     parallel(threads, [&](Team& team) {
         const Rows& mine = rows[static_cast<size_t>(team.thread())];
         for (int64_t block; blocks.next(team, &block);) {
-            const int64_t first = block * kBlockRows, count = std::min(kBlockRows, l.call.rows - first);
+            const int64_t first = block * rows_per_block, count = std::min(rows_per_block, l.call.rows - first);
             if (!l.in_place)
                 for (int64_t i = 0; i < count; ++i) l.quantize_row(mine, first + i, i);
             const GemmProblem problem = l.problem(mine, epilogue, first, count);
@@ -169,13 +177,13 @@ void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     const Linear linear{table, blob, call, mode, k, stride, in_place, dynamic};
 
     const int threads = gemm_threads(call.threads, call.rows * blob.k_pad * blob.out_channels);
-    const bool blocks = by_row_blocks(linear, threads);
+    const int64_t block = block_rows(linear, threads);
     const size_t rows_bytes =
-        blocks ? linear.rows_bytes(kBlockRows) * static_cast<size_t>(threads) : linear.rows_bytes(call.rows);
+        block ? linear.rows_bytes(block) * static_cast<size_t>(threads) : linear.rows_bytes(call.rows);
     Workspace& workspace = Workspace::local();
     workspace.reset(rows_bytes + Workspace::size(kScratchBytes * static_cast<size_t>(threads)));
-    if (blocks) {
-        run_row_blocks(linear, epilogue, threads, workspace);
+    if (block > 0) {
+        run_row_blocks(linear, epilogue, block, threads, workspace);
     } else {
         run_columns(linear, epilogue, threads, workspace);
     }
