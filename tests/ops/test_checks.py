@@ -252,7 +252,7 @@ def test_fake(op: str, arguments: dict[str, Any], error: type[Exception], messag
 
 @pytest.mark.parametrize(("op", "arguments", "error", "message"), METADATA + CONTENT)
 def test_operator_refuses_too(op: str, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    """The native kernels cross a C ABI, which knows RuntimeError only; layers restore the types (tests/nn)."""
+    """Native kernels cannot raise TypeError: they say RuntimeError there; layers restore the types (tests/nn)."""
     with pytest.raises((TypeError, ValueError, RuntimeError)):
         getattr(torch.ops.fastcompress, op)(**arguments)
 
