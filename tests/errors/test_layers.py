@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -166,7 +164,7 @@ def test_damaged_header_is_refused_with_the_remedy(byte: int) -> None:
     layer = _linear()
     layer.packed = layer.packed.clone()
     layer.packed[byte] ^= 0x10
-    with pytest.raises(RuntimeError, match="load the layer's state_dict|load the state_dict"):
+    with pytest.raises(RuntimeError, match=r"load the layer's state_dict|load the state_dict"):
         layer(torch.ones(1, 10))
 
 
