@@ -14,7 +14,7 @@ from tests.kernels.test_oracle_cases import FAMILIES
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux mmap and mprotect")
 
 #: A stretch of problems that starts off the beaten path; 71 consecutive ones hold every M, 131 every N.
-FIRST, COUNT = 40_000, 280
+FIRST, COUNT = 40_000, 2_000
 
 
 @pytest.mark.parametrize("side", guard.SIDES)
