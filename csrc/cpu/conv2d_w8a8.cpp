@@ -71,7 +71,8 @@ class Conv {
         Chunk(const Conv& c, int64_t first_image)
             : first(first_image),
               images(std::min(c.chunk_, c.call_.batch - first_image)),
-              plan(plan_gemm(c.table_, images * c.g_.pixels(), c.blob_.out_channels / c.blob_.groups, c.threads_)),
+              plan(plan_gemm(c.table_, images * c.g_.pixels(), c.blob_.out_channels / c.blob_.groups, c.blob_.k_pad,
+                             c.threads_)),
               build(c.in_place_ ? 0 : images * c.tasks_per_image_, c.threads_),
               offsets(images * c.g_.out_h, c.threads_),
               compute(c.depthwise_ ? images * c.g_.out_h : plan.tasks() * c.blob_.groups, c.threads_),

@@ -10,6 +10,9 @@ namespace {
 constexpr int64_t kSerialMultiplyAdds = 1 << 18;
 constexpr int64_t kRowBlock = 192;  // activations of a task stay in L2 beside a weight panel
 constexpr int64_t kTasksPerThread = 4;
+// Tiles of 64 columns reuse weights best. With a short reduction the output's way to memory counts more, and tiles of
+// 256 columns write it in longer runs.
+constexpr int64_t kColumns = 64, kWideColumns = 256, kShortReduction = 96;
 constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L2 again by the next call
 
 }  // namespace
@@ -19,15 +22,18 @@ int gemm_threads(int requested, int64_t multiply_adds) {
     return multiply_adds < kSerialMultiplyAdds ? 1 : std::min(threads, kMaxThreads);
 }
 
-GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int threads) {
+GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int64_t k_pad, int threads) {
     GemmPlan plan;
-    plan.column_tasks = ceil_div(columns, kTileColumns);
+    const bool wide = k_pad <= kShortReduction && columns > kColumns && rows > 4 * table.tile_rows;
+    plan.tile_columns = wide ? kWideColumns : kColumns;
+    plan.tile_rows = table.tile_rows * kColumns / plan.tile_columns;
+    plan.column_tasks = ceil_div(columns, plan.tile_columns);
     int64_t block = kRowBlock;
     if (threads > 1) {
         const int64_t wanted = ceil_div(threads * kTasksPerThread, plan.column_tasks);
         block = std::min(block, ceil_div(rows, wanted));
     }
-    plan.row_block = std::max(table.tile_rows, round_up(block, table.tile_rows));
+    plan.row_block = std::max(plan.tile_rows, round_up(block, plan.tile_rows));
     plan.row_tasks = std::max<int64_t>(1, ceil_div(rows, plan.row_block));
     return plan;
 }
@@ -35,10 +41,10 @@ GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int 
 void run_gemm_task(const GemmProblem& p, const GemmPlan& plan, int64_t task, int32_t* scratch) {
     const KernelTable& table = *p.table;
     // Neighbouring tasks share weights: a thread keeps to few panels.
-    const int64_t column = task / plan.row_tasks * kTileColumns;
+    const int64_t column = task / plan.row_tasks * plan.tile_columns;
     const int64_t begin = task % plan.row_tasks * plan.row_block;
     const int64_t end = std::min(p.rows, begin + plan.row_block);
-    const int64_t columns = std::min(kTileColumns, p.columns - column);
+    const int64_t columns = std::min(plan.tile_columns, p.columns - column);
     const auto gemm = p.rows <= table.small_rows ? table.gemm_small : table.gemm;
     GemmBlock block;
     block.a_stride = p.a_stride;
@@ -48,15 +54,15 @@ void run_gemm_task(const GemmProblem& p, const GemmPlan& plan, int64_t task, int
     block.b = p.b + column / kPanel * p.panel_stride;
     block.panel_stride = p.panel_stride;
     block.c = scratch;
-    block.ldc = kTileColumns;
+    block.ldc = plan.tile_columns;
     block.panels = ceil_div(columns, kPanel);
     block.fetch_ahead = ceil_div(p.columns, kPanel) * p.panel_stride > kCachedWeights;
-    for (int64_t row = begin; row < end; row += table.tile_rows) {
-        block.rows = std::min(table.tile_rows, end - row);
+    for (int64_t row = begin; row < end; row += plan.tile_rows) {
+        block.rows = std::min(plan.tile_rows, end - row);
         block.a = p.a + (p.row_offset ? 0 : row * p.a_stride);
         block.row_offset = p.row_offset ? p.row_offset + row : nullptr;
         gemm(block);
-        table.epilogue(p.epilogue, scratch, kTileColumns, p.row0 + row, block.rows, column, columns);
+        table.epilogue(p.epilogue, scratch, plan.tile_columns, row, block.rows, column, columns);
     }
 }
 

@@ -6,10 +6,9 @@
 
 namespace fastcompress {
 
-// C scratch of one thread: kMaxTileRows x kTileColumns int32.
-constexpr int64_t kTileColumns = 64;
-constexpr int64_t kMaxTileRows = 128;
-constexpr size_t kScratchBytes = static_cast<size_t>(kMaxTileRows * kTileColumns) * sizeof(int32_t);
+// C scratch of one thread: a tile of int32, at most this large.
+constexpr int64_t kScratchElements = 128 * 64;
+constexpr size_t kScratchBytes = static_cast<size_t>(kScratchElements) * sizeof(int32_t);
 
 struct GemmProblem {
     const KernelTable* table;
@@ -23,15 +22,15 @@ struct GemmProblem {
     int64_t segments, segment_quads;
     const int8_t* b;
     int64_t panel_stride;
-    int64_t row0;  // output row of the problem's first row
 };
 
-// How the output is cut into tasks; pure arithmetic.
+// How the output is cut into tiles (one kernel and one epilogue call each) and tasks of tiles; pure arithmetic.
 struct GemmPlan {
+    int64_t tile_rows, tile_columns;
     int64_t row_block, row_tasks, column_tasks;
     int64_t tasks() const { return row_tasks * column_tasks; }
 };
-GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int threads);
+GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int64_t k_pad, int threads);
 
 // Task `task` of the plan, on this thread's scratch.
 void run_gemm_task(const GemmProblem& problem, const GemmPlan& plan, int64_t task, int32_t* scratch);

@@ -131,7 +131,7 @@ void run_row_blocks(const Linear& l, const Epilogue& epilogue, int64_t rows_per_
             if (!l.in_place)
                 for (int64_t i = 0; i < count; ++i) l.quantize_row(mine, first + i, i);
             const GemmProblem problem = l.problem(mine, epilogue, first, count);
-            const GemmPlan plan = plan_gemm(l.table, count, l.blob.out_channels, 1);
+            const GemmPlan plan = plan_gemm(l.table, count, l.blob.out_channels, l.blob.k_pad, 1);
             for (int64_t task = 0; task < plan.tasks(); ++task)
                 run_gemm_task(problem, plan, task, thread_scratch(scratch, team));
         }
@@ -142,7 +142,7 @@ void run_columns(const Linear& l, const Epilogue& epilogue, int threads, Workspa
     const Rows rows = l.take_rows(workspace, l.call.rows);
     uint8_t* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratchBytes) * threads);
     const GemmProblem problem = l.problem(rows, epilogue, 0, l.call.rows);
-    const GemmPlan plan = plan_gemm(l.table, l.call.rows, l.blob.out_channels, threads);
+    const GemmPlan plan = plan_gemm(l.table, l.call.rows, l.blob.out_channels, l.blob.k_pad, threads);
     TaskQueue quantize(l.in_place ? 0 : l.call.rows, threads), tasks(plan.tasks(), threads);
     parallel(threads, [&](Team& team) {
         if (!l.in_place) {
