@@ -5,12 +5,13 @@ from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError
 from fastcompress.formats import load, save
-from fastcompress.quantization.adapters import register_adapter
+from fastcompress.quantization.adapters import Adapted, register_adapter
 from fastcompress.report import benchmark, explain, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapted",
     "CheckpointError",
     "PackedBlobError",
     "QuantConfig",

@@ -32,6 +32,14 @@ class Fields:
             raise self.error(key, "is missing")
         return self._rest.pop(key)
 
+    def takes(self, key: str, value: str) -> bool:
+        """Whether ``key`` is exactly this string; then it is read, otherwise it is left for another reader."""
+        found = self._rest.get(key)
+        if not isinstance(found, str) or found != value:
+            return False
+        del self._rest[key]
+        return True
+
     def finish(self) -> None:
         """Refuse keys that nobody asked for."""
         if self._rest:

@@ -130,7 +130,7 @@ class QuantLinearCodec(_W8A8Codec):
 
 @dataclass(frozen=True)
 class QuantConv2dCodec(_W8A8Codec):
-    """`fastcompress.nn.QuantConv2d`; the file's ``padding`` is (top, bottom, left, right)."""
+    """`fastcompress.nn.QuantConv2d`; the file's ``padding`` is (top, bottom, left, right) or "same"."""
 
     module_class = QuantConv2d
 
@@ -139,6 +139,7 @@ class QuantConv2dCodec(_W8A8Codec):
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
+    same_padding: bool
     dilation: tuple[int, ...]
     groups: int
 
@@ -150,7 +151,7 @@ class QuantConv2dCodec(_W8A8Codec):
             "out_channels": conv.out_channels,
             "kernel_size": list(conv.kernel_size),
             "stride": list(conv.stride),
-            "padding": list(conv.padding4),
+            "padding": "same" if conv.same_padding else list(conv.padding4),
             "dilation": list(conv.dilation),
             "groups": conv.groups,
             **cls._describe(conv),
@@ -158,12 +159,14 @@ class QuantConv2dCodec(_W8A8Codec):
 
     @classmethod
     def parse(cls, fields: Fields) -> QuantConv2dCodec:
+        same = fields.takes("padding", "same")
         codec = cls(
             in_channels=fields.integer("in_channels"),
             out_channels=fields.integer("out_channels"),
             kernel_size=fields.integers("kernel_size", 2),
             stride=fields.integers("stride", 2),
-            padding=fields.integers("padding", 4, 0, MAX_PADDING),
+            padding=(0, 0, 0, 0) if same else fields.integers("padding", 4, 0, MAX_PADDING),
+            same_padding=same,
             dilation=fields.integers("dilation", 2),
             groups=fields.integer("groups"),
             **cls._parse(fields, {"static"}),
@@ -187,6 +190,7 @@ class QuantConv2dCodec(_W8A8Codec):
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
+            same_padding=self.same_padding,
             dtype=_DTYPES[self.dtype],
         )
         return layer.train(like.training)

@@ -13,8 +13,9 @@ __all__ = ["LazyWeight", "not_trainable"]
 def not_trainable(what: str) -> NoReturn:
     """Raise the error for every attempt to train or write quantized weights; `what` says what was attempted."""
     raise RuntimeError(
-        f"{what}: quantized weights are packed for the kernels, read-only and not trainable; call "
-        "fastcompress.prepare(model, config) on the float model, train that, then convert it"
+        f"{what}: quantized weights are packed for the kernels, read-only and not trainable; train the "
+        "float model and quantize it again (quantization-aware training, fastcompress.prepare, is not part of this "
+        "version yet)"
     )
 
 

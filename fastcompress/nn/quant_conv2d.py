@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from ..ops import checks
 from ..ops.arithmetic import quantize_weight
 from ..ops.packing import W8A8Canonical
-from .base import QuantizedLayer, below_autograd, is_grad_enabled
+from .base import QuantizedLayer, below_autograd, is_grad_enabled, is_transforming, raise_blob_error, refuse_transforms
 
-__all__ = ["QuantConv2d"]
+__all__ = ["QuantConv2d", "same_padding4"]
 
 _op = torch.ops.fastcompress.conv2d_w8a8.default
 _call: Any = _op._op  # the bound C++ function: one Python frame less on the hot path
@@ -50,6 +50,17 @@ def _padding4(
     return (vertical, vertical, horizontal, horizontal)
 
 
+def same_padding4(
+    height: int, width: int, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """TensorFlow's "SAME" as (top, bottom, left, right): ceil(size / stride) outputs, the odd pixel at the end."""
+    down, across = (
+        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        for size, k, s, d in zip((height, width), kernel_size, stride, dilation, strict=True)
+    )
+    return (down // 2, down - down // 2, across // 2, across - across // 2)
+
+
 class QuantConv2d(QuantizedLayer):
     """Drop-in replacement of ``nn.Conv2d``: s8 weights per output channel, static u8 activations, fused epilogue.
 
@@ -60,7 +71,8 @@ class QuantConv2d(QuantizedLayer):
 
     Attributes:
         padding: as in torch, or the four integers when they are asymmetric.
-        padding4: (top, bottom, left, right) in pixels.
+        padding4: (top, bottom, left, right) in pixels; zeros with `same_padding`.
+        same_padding: pad each input as TensorFlow's "SAME" does, by its own height and width.
 
     Raises:
         TypeError: in ``forward``, for another dtype.
@@ -77,6 +89,7 @@ class QuantConv2d(QuantizedLayer):
 
     replaces = "nn.Conv2d"
     padding_mode = "zeros"
+    same_padding = False
 
     def __init__(
         self,
@@ -85,6 +98,7 @@ class QuantConv2d(QuantizedLayer):
         stride: int | Sequence[int] = 1,
         padding: Padding = 0,
         dilation: int | Sequence[int] = 1,
+        same_padding: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if c.weight.dim() != 4:
@@ -104,6 +118,13 @@ class QuantConv2d(QuantizedLayer):
         self.padding: str | tuple[int, ...] = (
             padding if isinstance(padding, str) else (top, left) if symmetric else self.padding4
         )
+        if same_padding:
+            if any(self.padding4):
+                raise ValueError(
+                    f"QuantConv2d: `padding` must be 0 with same_padding=True, which computes it, got {padding!r}"
+                )
+            self.same_padding = True
+            self.padding = "same"
 
     @classmethod
     def from_canonical(
@@ -113,16 +134,18 @@ class QuantConv2d(QuantizedLayer):
         stride: int | Sequence[int] = 1,
         padding: Padding = 0,
         dilation: int | Sequence[int] = 1,
+        same_padding: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Make a layer from canonical tensors and geometry; `dtype` is the logical dtype of ``weight``.
 
-        `padding` takes what ``nn.Conv2d`` takes, and four integers (top, bottom, left, right).
+        `padding` takes what ``nn.Conv2d`` takes, and four integers (top, bottom, left, right). `same_padding` computes
+        it from each input instead, as TensorFlow does.
 
         Raises:
             TypeError, ValueError: bad geometry, or see ``fastcompress.ops.pack``.
         """
-        return cls(c, stride=stride, padding=padding, dilation=dilation, dtype=dtype)
+        return cls(c, stride=stride, padding=padding, dilation=dilation, same_padding=same_padding, dtype=dtype)
 
     @classmethod
     def from_float(
@@ -135,6 +158,7 @@ class QuantConv2d(QuantizedLayer):
         activation: str = "none",
         weight_scale: Tensor | None = None,
         padding: Padding | None = None,
+        same_padding: bool = False,
     ) -> Self:
         """Quantize a float layer.
 
@@ -146,6 +170,7 @@ class QuantConv2d(QuantizedLayer):
             activation: function to fuse behind the layer.
             weight_scale: float32 ``[out_channels]``; by default from each channel's largest magnitude.
             padding: replaces the module's own, for subclasses whose ``forward`` pads by itself.
+            same_padding: the padding is computed from each input's size as TensorFlow does; `padding` must be 0.
 
         Raises:
             TypeError: not an ``nn.Conv2d``, or a subclass with a ``forward`` of its own and no `padding` given.
@@ -172,6 +197,7 @@ class QuantConv2d(QuantizedLayer):
             stride=module.stride,
             padding=module.padding if padding is None else padding,
             dilation=module.dilation,
+            same_padding=same_padding,
             dtype=module.weight.dtype,
         )
         return layer.train(module.training)
@@ -181,6 +207,9 @@ class QuantConv2d(QuantizedLayer):
         if _is_compiling():
             return self._traced(input)
         try:
+            if is_transforming():
+                refuse_transforms("QuantConv2d", input)
+                return self._traced(input)
             if input.requires_grad and is_grad_enabled():
                 return self._traced(input)
             with below_autograd():
@@ -190,22 +219,30 @@ class QuantConv2d(QuantizedLayer):
                     self.out_channels,
                     self.kernel_size,
                     self.stride,
-                    self.padding4,
+                    self._padding_of(input) if self.same_padding else self.padding4,
                     self.dilation,
                 )
-        except Exception:
+        except Exception as error:
             self._diagnose(input)
+            raise_blob_error(error)
             raise
+
+    def _padding_of(self, input: Tensor) -> tuple[int, int, int, int]:
+        if not self.same_padding or input.dim() < 2:
+            return self.padding4
+        return same_padding4(input.shape[-2], input.shape[-1], self.kernel_size, self.stride, self.dilation)
 
     def _traced(self, input: Tensor) -> Tensor:
         """The call as compilers and autograd should see it."""
-        return _op(input, self.packed, self.out_channels, self.kernel_size, self.stride, self.padding4, self.dilation)
+        padding = self._padding_of(input)
+        return _op(input, self.packed, self.out_channels, self.kernel_size, self.stride, padding, self.dilation)
 
     def _diagnose(self, input: Tensor) -> None:
         """Raise TypeError or ValueError if the input is at fault; the operator itself can only raise RuntimeError."""
         checks.check_tensor("QuantConv2d", "input", input)
+        padding = self._padding_of(input)
         checks.check_conv2d(
-            input, self.packed, self.out_channels, self.kernel_size, self.stride, self.padding4, self.dilation
+            input, self.packed, self.out_channels, self.kernel_size, self.stride, padding, self.dilation
         )
         if input.shape[-3] != self.in_channels:
             raise ValueError(
@@ -215,7 +252,8 @@ class QuantConv2d(QuantizedLayer):
 
     def extra_repr(self) -> str:
         """The constructor's view, for ``print(model)``."""
+        same = ", same_padding=True" if self.same_padding else ""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, {self._common_repr()}"
+            f"padding={self.padding!r}{same}, dilation={self.dilation}, groups={self.groups}, {self._common_repr()}"
         )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import checks
 from ..ops.arithmetic import quantize_weight
 from ..ops.packing import W8A8Canonical
-from .base import QuantizedLayer, below_autograd, is_grad_enabled
+from .base import QuantizedLayer, below_autograd, is_grad_enabled, is_transforming, raise_blob_error, refuse_transforms
 
 __all__ = ["QuantLinear"]
 
@@ -93,12 +93,16 @@ class QuantLinear(QuantizedLayer):
         if _is_compiling():
             return _op(input, self.packed, self.out_features)
         try:
+            if is_transforming():
+                refuse_transforms("QuantLinear", input)
+                return _op(input, self.packed, self.out_features)
             if input.requires_grad and is_grad_enabled():
                 return _op(input, self.packed, self.out_features)
             with below_autograd():
                 return _call(input, self._buffers["packed"], self.out_features)
-        except Exception:
+        except Exception as error:
             self._diagnose(input)
+            raise_blob_error(error)
             raise
 
     def _diagnose(self, input: Tensor) -> None:

@@ -133,11 +133,11 @@ def unpack(packed: Tensor) -> W8A8Canonical:
 
     Raises:
         TypeError: not a uint8 tensor.
-        RuntimeError: the blob is foreign or corrupt.
+        PackedBlobError: the blob is foreign or corrupt.
     """
     if reference_layout.is_reference(packed):
         return W8A8Canonical(**reference_layout.decode(packed, copy=True))
-    fields = _native("unpack").unpack_w8a8(_array(packed))
+    fields = _native("unpack", "unpack_w8a8", packed)
     bias = fields["bias"]
     return W8A8Canonical(
         weight=torch.from_numpy(fields["weight"]),
@@ -156,12 +156,12 @@ def check(packed: Tensor) -> None:
 
     Raises:
         TypeError: not a uint8 tensor.
-        RuntimeError: says what is wrong: magic, layout version, sizes, header checksum or payload checksum.
+        PackedBlobError: says what is wrong: magic, layout version, sizes, header checksum or payload checksum.
     """
     if reference_layout.is_reference(packed):
         reference_layout.check(packed)
         return
-    _native("check").blob_check(_array(packed))
+    _native("check", "blob_check", packed)
 
 
 def info(packed: Tensor) -> dict[str, Any]:
@@ -169,11 +169,11 @@ def info(packed: Tensor) -> dict[str, Any]:
 
     Raises:
         TypeError: not a uint8 tensor.
-        RuntimeError: the header is foreign or corrupt.
+        PackedBlobError: the header is foreign or corrupt.
     """
     if reference_layout.is_reference(packed):
         return reference_layout.info(packed)
-    return dict(_native("info").blob_info(_array(packed)))
+    return dict(_native("info", "blob_info", packed))
 
 
 def dequantize_w8a8(packed: Tensor, field: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -181,7 +181,7 @@ def dequantize_w8a8(packed: Tensor, field: str, size: Sequence[int], dtype: torc
 
     Raises:
         ValueError: another field, no bias in the blob, or another shape.
-        RuntimeError: the blob is foreign or corrupt.
+        PackedBlobError: the blob is foreign or corrupt.
     """
     if field not in ("weight", "bias"):
         raise ValueError(f'dequantize_w8a8: `field` must be "weight" or "bias", got {field!r}')
@@ -193,13 +193,19 @@ def dequantize_w8a8(packed: Tensor, field: str, size: Sequence[int], dtype: torc
     return value.to(dtype)
 
 
-def _native(function: str) -> Any:
+def _native(function: str, name: str, packed: Tensor) -> Any:
+    """Call the native module's `name` on the blob, for `function` here."""
     if native.module is None:
         raise PackedBlobError(
             f"{function}: the blob was packed by the native kernels, or is no blob at all; reading it needs the native "
             "module, which is not loaded: build it with `make build`, or load the layer from its state_dict"
         )
-    return native.module
+    try:
+        return getattr(native.module, name)(_array(packed))
+    except RuntimeError as error:
+        if str(error).startswith("packed weights:"):
+            raise PackedBlobError(str(error)) from error
+        raise
 
 
 def _array(packed: Tensor) -> Any:

@@ -5,7 +5,6 @@ An adapter is only ever believed after its layer gave the same outputs as the mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -13,6 +12,8 @@ from typing import Any, TypeAlias, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastcompress.nn.quant_conv2d import same_padding4
 
 __all__ = ["Adapted", "Adapter", "adapt", "has_own_forward", "is_adaptable", "register_adapter"]
 
@@ -28,18 +29,23 @@ class Adapted:
         layer: ``nn.Linear`` or ``nn.Conv2d`` (of exactly these types); it may share the module's parameters.
         padding: (top, bottom, left, right) zeros around the input in place of ``layer.padding``; None for the latter.
         note: a restriction the user should know of, such as the input sizes it holds for.
+        same_padding: pad each input of a convolution by its own size, as TensorFlow's "SAME"; in place of ``padding``.
     """
 
     layer: nn.Linear | nn.Conv2d
     padding: Padding4 | None = None
     note: str = ""
+    same_padding: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """The float output, as the module would give it."""
-        if self.padding is None or not isinstance(self.layer, nn.Conv2d):
-            return cast(Tensor, self.layer(x))
-        top, bottom, left, right = self.padding
         conv = self.layer
+        if not isinstance(conv, nn.Conv2d) or (self.padding is None and not self.same_padding):
+            return cast(Tensor, conv(x))
+        padding = self.padding
+        if self.same_padding or padding is None:
+            padding = same_padding4(x.shape[-2], x.shape[-1], conv.kernel_size, conv.stride, conv.dilation)
+        top, bottom, left, right = padding
         padded = F.pad(x, (left, right, top, bottom))
         return F.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
@@ -134,7 +140,24 @@ def adapt(module: nn.Module, examples: Sequence[tuple[Tensor, Tensor]]) -> Adapt
             error = _difference(adapted(x), expected)
             if error is not None:
                 return f"the adapter for {name} is wrong on calibration data: {error}"
+        if adapted.same_padding:
+            return _wrong_at_other_sizes(module, adapted, examples) or adapted
     return adapted
+
+
+def _wrong_at_other_sizes(module: nn.Module, adapted: Adapted, examples: Sequence[tuple[Tensor, Tensor]]) -> str | None:
+    """Calibration shows one size or few; padding by the input's size must hold for every remainder of the stride."""
+    for more in range(1, max(cast(nn.Conv2d, adapted.layer).stride)):
+        x = F.pad(examples[0][0], (0, more, 0, more), value=1.0)
+        try:
+            error = _difference(adapted(x), module(x))
+        except Exception as refusal:
+            error = f"{type(refusal).__name__}: {refusal}"
+        if error is not None:
+            return (
+                f"the adapter for {type(module).__name__} is wrong for inputs of {x.shape[-2]}×{x.shape[-1]}: {error}"
+            )
+    return None
 
 
 def _difference(found: Tensor, expected: Tensor) -> str | None:
@@ -147,15 +170,6 @@ def _difference(found: Tensor, expected: Tensor) -> str | None:
     if error <= bound * max(largest, 1e-6):
         return None
     return f"outputs differ by {error:.3g}, the largest is {largest:.3g}"
-
-
-def _tf_padding(conv: nn.Conv2d, height: int, width: int) -> Padding4:
-    """TensorFlow's "SAME": ceil(size / stride) outputs, the odd pixel at the bottom and right."""
-    ends: list[int] = []
-    for size, k, s, d in zip((height, width), conv.kernel_size, conv.stride, conv.dilation, strict=True):
-        total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        ends += [total // 2, total - total // 2]
-    return ends[0], ends[1], ends[2], ends[3]
 
 
 def _plain_conv(module: nn.Conv2d) -> nn.Conv2d:
@@ -193,14 +207,10 @@ def _same_padding(module: nn.Module, input_shapes: Sequence[Shape]) -> Adapted |
         return Adapted(_plain_conv(conv), (t, b, le, r))
     if not input_shapes:
         raise ValueError("its padding depends on the input's size, and it never ran in calibration")
-    sizes = sorted({(shape[-2], shape[-1]) for shape in input_shapes})
-    paddings = {_tf_padding(conv, height, width) for height, width in sizes}
-    if len(paddings) > 1:
-        listed = ", ".join(f"{h}×{w}" for h, w in sizes)
-        raise ValueError(f"its padding differs between the input sizes seen ({listed}); calibrate with one size")
-    # With stride 1 the padding is the same for every size, otherwise it depends on the remainder.
-    note = "" if max(conv.stride) == 1 else "padding as for inputs of " + ", ".join(f"{h}×{w}" for h, w in sizes)
-    return Adapted(_plain_conv(conv), paddings.pop(), note)
+    plain = _plain_conv(conv)
+    if max(plain.stride) == 1:  # the same for every size
+        return Adapted(plain, same_padding4(1, 1, plain.kernel_size, plain.stride, plain.dilation))
+    return Adapted(plain, same_padding=True)
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:

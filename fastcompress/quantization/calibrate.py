@@ -49,10 +49,15 @@ def as_batches(data: Any, argument: str = "calibration_data") -> Iterable[Any]:
     """``data`` as an iterable of batches; a single tensor or dict counts as one batch.
 
     Raises:
-        TypeError: it cannot be iterated.
+        TypeError: it cannot be iterated, or is a tuple of several tensors.
     """
     if isinstance(data, (Tensor, Mapping)):
         return (data,)
+    if isinstance(data, tuple) and len(data) > 1 and all(isinstance(item, Tensor) for item in data):
+        raise TypeError(
+            f"quantize: {argument} is a tuple of {len(data)} tensors, which may mean one batch (input, label) or "
+            f"{len(data)} batches; write [(x, y)] for one batch, [x, y] for several"
+        )
     iterable = isinstance(data, Iterable) or hasattr(data, "__getitem__")
     if not iterable or isinstance(data, (str, bytes)):
         raise TypeError(
@@ -102,6 +107,7 @@ def run_batches(
     for batch in track(batches, description, progress):
         if first is not None and not first:
             first.append(batch)
+        _check_not_empty(batch, count)
         try:
             if around is None:
                 run_batch(model, batch, forward_fn)
@@ -117,6 +123,14 @@ def run_batches(
             "quantize: calibration_data yielded no batches; give at least one (a used-up iterator is empty)"
         )
     return count
+
+
+def _check_not_empty(batch: Any, number: int) -> None:
+    value = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(value, Tensor) and value.numel() == 0:
+        raise ValueError(
+            f"quantize: calibration batch {number} is empty (shape {list(value.shape)}); leave such batches out"
+        )
 
 
 def track(items: Iterable[T], description: str, enabled: bool | None = None) -> Iterator[T]:

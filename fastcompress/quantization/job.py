@@ -123,7 +123,9 @@ class Job:
             "weight_scale": weight_scale,
         }
         if isinstance(layer, nn.Conv2d):
-            return QuantConv2d.from_float(layer, padding=self.adapted.padding, **options).eval()
+            adapted = self.adapted
+            padding = 0 if adapted.same_padding else adapted.padding
+            return QuantConv2d.from_float(layer, padding=padding, same_padding=adapted.same_padding, **options).eval()
         return QuantLinear.from_float(layer, **options).eval()
 
     def speed_case(self, modules: Mapping[str, nn.Module], config: QuantConfig, group: str | None) -> SpeedCase:
@@ -143,7 +145,7 @@ class Job:
         plain = self.plain
         geometry: tuple[Any, ...] = ()
         if isinstance(plain, nn.Conv2d):
-            padding = self.adapted.padding or plain.padding
+            padding = "same" if self.adapted.same_padding else self.adapted.padding or plain.padding
             geometry = (plain.stride, padding, plain.dilation, plain.groups)
         key = (
             self.candidate.kind,

@@ -22,7 +22,14 @@ from fastcompress.quantization.fuse import find_fusions
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.parents import layer_problem, never_ran, parent_problems, tied_problems
 from fastcompress.quantization.speed import Timer, Verdict, decide
-from fastcompress.quantization.targets import Candidate, find_candidates, module_names, unsupported_layers, unwanted
+from fastcompress.quantization.targets import (
+    Candidate,
+    find_candidates,
+    module_names,
+    unsupported_layers,
+    unsupported_reason,
+    unwanted,
+)
 from fastcompress.record import LayerDecision
 
 __all__ = ["Source", "quantize_model"]
@@ -114,7 +121,7 @@ def _select(plan: _Plan) -> list[Candidate]:
     parents = parent_problems(model, _runs(plan.source))
     for layer in unsupported_layers(model):
         if not isinstance(layer.module, QuantizedLayer):
-            plan.leave(layer, "skipped", f"there is no int8 kernel for {layer.kind}")
+            plan.leave(layer, "skipped", unsupported_reason(layer.module))
     remaining: list[Candidate] = []
     for candidate in everything:
         module = candidate.module

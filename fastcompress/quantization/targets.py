@@ -12,10 +12,16 @@ from torch import nn
 from fastcompress.config import QuantConfig, Target
 from fastcompress.quantization.adapters import is_adaptable
 
-__all__ = ["Candidate", "find_candidates", "module_names", "unsupported_layers", "unwanted"]
+__all__ = ["Candidate", "find_candidates", "module_names", "unsupported_layers", "unsupported_reason", "unwanted"]
 
 #: Layers with weights for which no int8 kernel exists; they are reported, never silently left out.
-_UNSUPPORTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+_UNSUPPORTED: tuple[type[nn.Module], ...] = (
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ def unsupported_layers(model: nn.Module) -> list[Candidate]:
         for module, names in module_names(model).items()
         if isinstance(module, _UNSUPPORTED) and not _is_candidate(module)
     ]
+
+
+def unsupported_reason(module: nn.Module) -> str:
+    """Why a layer among `unsupported_layers` stays float."""
+    if isinstance(module, nn.MultiheadAttention):
+        return (
+            "its input projections (in_proj) are parameters of the attention itself, no linear layer: they stay float"
+        )
+    return f"there is no int8 kernel for {type(module).__name__}"
 
 
 def unwanted(model: nn.Module, candidates: Iterable[Candidate], config: QuantConfig) -> dict[str, str]:

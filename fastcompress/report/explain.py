@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from fastcompress.report.environment import isa_name
 from fastcompress.report.profile import layer_seconds
 
 __all__ = ["Explanation", "LayerRow", "explain"]
+
+#: The sentence of `fastcompress.quantization.speed` that the columns "dense ms" to "speed-up" repeat.
+_MEASUREMENT = re.compile(r"int8 measured \S+× as fast as dense here")
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,7 @@ class Explanation:
             line += [render.times(row.speedup)]
             if measured:
                 line += [render.milliseconds(row.seconds), "" if row.share is None else f"{row.share:.1%}"]
-            # The numbers say why a layer was replaced, unless they do not.
-            told = row.action == "quantized" and row.speedup is not None and row.speedup > 1
-            lines.append([*line, "" if told else row.reason])
+            lines.append([*line, _why(row)])
         if self.total_seconds is not None:
             rest = self.total_seconds - sum(row.seconds or 0.0 for row in self.rows)
             share = f"{rest / self.total_seconds:.1%}" if self.total_seconds else ""
@@ -112,6 +114,13 @@ class Explanation:
 
     def __str__(self) -> str:
         return render.text(self)
+
+
+def _why(row: LayerRow) -> str:
+    """The reason, without the measurement where the row's numbers say the same."""
+    if row.action != "quantized" or row.speedup is None or row.speedup <= 1:
+        return row.reason
+    return "; ".join(part for part in row.reason.split("; ") if not _MEASUREMENT.fullmatch(part))
 
 
 def _shape(module: nn.Module) -> str:
@@ -196,6 +205,9 @@ def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
+    compiled_from = getattr(model, "_orig_mod", None)  # what torch.compile wrapped: its names are those of the record
+    if isinstance(compiled_from, nn.Module):
+        model = compiled_from
     record = record_of(model)
     found = _rows(model, record)
     total = None

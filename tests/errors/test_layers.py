@@ -153,7 +153,8 @@ def test_weight_with_nan() -> None:
 def test_training_the_weights_names_prepare() -> None:
     message = (
         "QuantLinear.requires_grad_(True): quantized weights are packed for the kernels, read-only and not trainable; "
-        "call fastcompress.prepare(model, config) on the float model, train that, then convert it"
+        "train the float model and quantize it again "
+        "(quantization-aware training, fastcompress.prepare, is not part of this version yet)"
     )
     with error(RuntimeError, message):
         _linear().requires_grad_()

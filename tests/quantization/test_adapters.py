@@ -51,7 +51,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "_REGISTRY", dict(adapters._REGISTRY))
 
 
-def check(model: nn.Module, *batches: Tensor) -> nn.Module:
+def check(model: nn.Module, data: Tensor | list[Tensor]) -> nn.Module:
+    batches = [data] if isinstance(data, Tensor) else data
     q = fc.quantize(model, "W8A8", batches, only_if_faster=False)
     with torch.no_grad():
         for x in batches:
@@ -61,24 +62,20 @@ def check(model: nn.Module, *batches: Tensor) -> nn.Module:
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_dynamic_same_padding(size: int) -> None:
-    q = check(nn.Sequential(Conv2dSame(3, 8, 3, stride=2), nn.ReLU()), torch.randn(2, 3, size, size))
-    assert q[0].padding4 == ((0, 1, 0, 1) if size == 8 else (1, 1, 1, 1))
-    assert q[0].activation == "relu"
-    assert f"padding as for inputs of {size}×{size}" in q._fastcompress_record["0"].reason
+def test_dynamic_same_padding_holds_at_other_sizes(size: int) -> None:
+    model = nn.Sequential(Conv2dSame(3, 8, 3, stride=2), nn.ReLU())
+    q = check(model, torch.randn(2, 3, size, size))
+    assert q[0].same_padding
+    with torch.no_grad():
+        x = torch.randn(2, 3, 17 - size, 12).clamp(-2, 2)
+        expected = model(x)
+        assert float((q(x) - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
-def test_dynamic_same_padding_with_stride_one_holds_for_every_size() -> None:
-    q = check(nn.Sequential(Conv2dSame(3, 8, 3)), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 11, 9))
-    assert "padding as for" not in q._fastcompress_record["0"].reason
-
-
-def test_dynamic_same_padding_that_differs_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(Conv2dSame(3, 8, 3, stride=2))
-    q = fc.quantize(model, "W8A8", [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 9, 9)])
-    assert type(q[0]) is Conv2dSame
-    assert q._fastcompress_record["0"].action == "skipped"
-    assert "its padding differs between the input sizes seen (8×8, 9×9)" in caplog.text
+def test_dynamic_same_padding_with_stride_one_is_fixed() -> None:
+    q = check(nn.Sequential(Conv2dSame(3, 8, 3)), [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 11, 9)])
+    assert not q[0].same_padding
+    assert q[0].padding4 == (1, 1, 1, 1)
 
 
 def test_static_same_padding() -> None:
@@ -90,7 +87,8 @@ def test_efficientnet_lite_convolutions() -> None:
     utils = pytest.importorskip("efficientnet_lite_pytorch.utils")
     fixed = utils.Conv2dStaticSamePadding(3, 8, 3, stride=2, image_size=9)
     q = check(nn.Sequential(fixed, utils.Conv2dDynamicSamePadding(8, 8, 3, stride=2)), torch.randn(2, 3, 9, 9))
-    assert [layer.padding4 for layer in q] == [(1, 1, 1, 1), (1, 1, 1, 1)]
+    assert q[0].padding4 == (1, 1, 1, 1)
+    assert [layer.same_padding for layer in q] == [False, True]
 
 
 def test_transformers_conv1d() -> None:

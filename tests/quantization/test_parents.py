@@ -215,6 +215,8 @@ def test_one_warning_for_everything_skipped(caplog: pytest.LogCaptureFixture) ->
         fc.quantize(Attention(), "W8A8-dynamic", only_if_faster=False)
     assert len(caplog.records) == 1
     assert caplog.records[0].getMessage() == (
-        "quantize: 1 layers stay float:\n  attention.out_proj (NonDynamicallyQuantizableLinear): "
+        "quantize: 2 layers stay float:\n  attention (MultiheadAttention): its input projections (in_proj) are "
+        "parameters of the attention itself, no linear layer: they stay float\n"
+        "  attention.out_proj (NonDynamicallyQuantizableLinear): "
         "nn.MultiheadAttention reads its weight directly and never calls it"
     )
