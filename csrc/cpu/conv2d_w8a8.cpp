@@ -199,7 +199,6 @@ class Conv {
         p.epilogue = e;
         p.rows = chunk.images * g_.pixels();
         p.columns = per_group;
-        p.panels = blob_.panels;
         p.panel_stride = blob_.k_pad * kPanel;
         p.b = blob_panels(blob_) + group * blob_.panels * p.panel_stride;
         if (gather_ || g_.uniform) {

@@ -13,7 +13,7 @@ constexpr size_t kScratchBytes = static_cast<size_t>(kScratchElements) * sizeof(
 struct GemmProblem {
     const KernelTable* table;
     Epilogue epilogue;
-    int64_t rows, columns, panels;
+    int64_t rows, columns;
     // As in GemmBlock.
     const uint8_t* a;
     const int64_t* row_offset;

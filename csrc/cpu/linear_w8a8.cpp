@@ -69,7 +69,6 @@ struct Linear {
         p.table = &table;
         p.rows = count;
         p.columns = blob.out_channels;
-        p.panels = blob.panels;
         p.a = in_place ? static_cast<const uint8_t*>(call.x) + first * k : rows.q;
         p.a_stride = stride;
         p.segments = 1;

@@ -14,8 +14,8 @@ from fastcompress.formats.codec import LayerCodec
 from fastcompress.formats.fields import Fields
 from fastcompress.formats.plain import MAX_PADDING, check_geometry
 from fastcompress.nn import QuantConv2d, QuantLinear
+from fastcompress.ops.canonical import W8A8Canonical
 from fastcompress.ops.constants import ACTIVATIONS, INPUT_MODES
-from fastcompress.ops.packing import W8A8Canonical
 
 __all__ = ["QuantConv2dCodec", "QuantLinearCodec"]
 

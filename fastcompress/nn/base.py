@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ..errors import PackedBlobError
 from ..ops import packing
-from ..ops.packing import W8A8Canonical
+from ..ops.canonical import W8A8Canonical
 from .lazy_weight import LazyWeight, not_trainable
 from .state import read_state, write_state
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.arithmetic import quantize_weight
-from ..ops.packing import W8A8Canonical
+from ..ops.canonical import W8A8Canonical
 from .base import QuantizedLayer, below_autograd, is_grad_enabled, is_transforming, raise_blob_error, refuse_transforms
 
 __all__ = ["QuantLinear"]

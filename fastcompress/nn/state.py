@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.packing import W8A8Canonical
+from ..ops.canonical import W8A8Canonical
 
 __all__ = ["read_state", "write_state"]
 

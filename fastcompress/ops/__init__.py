@@ -4,8 +4,9 @@ import torch
 
 from . import autograd, fake, native, packing, reference, schemas
 from .arithmetic import quantize_weight
+from .canonical import W8A8Canonical
 from .constants import ACTIVATIONS, INPUT_MODES, ISA_NAMES, MAX_K
-from .packing import W8A8Canonical, check, info, pack, unpack
+from .packing import check, info, pack, unpack
 
 __all__ = [
     "ACTIVATIONS",

@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_input
 
 from . import packing
 from .arithmetic import static_mask
-from .packing import W8A8Canonical
+from .canonical import W8A8Canonical
 
 __all__ = ["BACKWARD", "conv2d_w8a8_backward", "linear_w8a8_backward", "register"]
 

@@ -1,7 +1,6 @@
 """Canonical tensors to packed blob and back (docs/architecture.md §2, §3): the only Python that touches blobs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,57 +8,14 @@ from torch import Tensor
 
 from ..errors import PackedBlobError
 from . import native, reference_layout
-from .checks import check_parameters, check_scale, float32_of
+from .canonical import W8A8Canonical
+from .checks import check_parameters, check_scale
 from .constants import ACTIVATIONS, INPUT_MODES, MAX_K
 
-__all__ = ["W8A8Canonical", "check", "dequantize_w8a8", "info", "pack", "unpack"]
+__all__ = ["check", "dequantize_w8a8", "info", "pack", "unpack"]
 
 _ACTIVATION_NAMES = {code: name for name, code in ACTIVATIONS.items()}
 _MODE_NAMES = {code: name for name, code in INPUT_MODES.items()}
-
-
-@dataclass(frozen=True)
-class W8A8Canonical:
-    """The portable form of one int8 layer: family ``linear_w8a8`` (2-D weight) or ``conv2d_w8a8`` (4-D).
-
-    Attributes:
-        weight: int8 ``[out, in]`` or ``[out, in/groups, kh, kw]``.
-        weight_scale: float32 ``[out]``.
-        bias: float32 ``[out]`` or None.
-        input_mode: ``"static"``, ``"dynamic"`` or ``"dynamic_symmetric"`` (conv: static only).
-        input_scale: of static u8 activations, rounded to float32 here; 1.0 when dynamic.
-        input_zero_point: of static u8 activations; 0 when dynamic.
-        activation: a key of ``ACTIVATIONS``, fused behind bias and residual.
-        groups: of the convolution.
-
-    Example:
-        >>> c = W8A8Canonical(torch.ones(2, 3, dtype=torch.int8), torch.ones(2), None, "dynamic", 1.0, 0)
-        >>> torch.equal(unpack(pack(c)).weight, c.weight)
-        True
-    """
-
-    weight: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
-    input_mode: str
-    input_scale: float
-    input_zero_point: int
-    activation: str = "none"
-    groups: int = 1
-
-    def __post_init__(self) -> None:
-        # Blobs and files hold float32; rounding here makes unpack(pack(c)) equal to c.
-        object.__setattr__(self, "input_scale", float32_of(self.input_scale))
-
-    @property
-    def family(self) -> str:
-        """``"linear_w8a8"`` or ``"conv2d_w8a8"``."""
-        return "linear_w8a8" if self.weight.dim() == 2 else "conv2d_w8a8"
-
-    def dequantize(self) -> Tensor:
-        """The weight as float32, ``weight * weight_scale`` per output channel, in the weight's shape."""
-        wide = self.weight_scale.reshape(-1, *[1] * (self.weight.dim() - 1))
-        return self.weight.to(torch.float32) * wide
 
 
 def _validate(c: W8A8Canonical) -> None:

@@ -11,17 +11,15 @@ Little endian. Written where there are no native kernels, and for devices that t
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import PackedBlobError
+from .canonical import W8A8Canonical
 from .checks import HEADER_BYTES
 from .constants import ACTIVATIONS, INPUT_MODES
-
-if TYPE_CHECKING:
-    from .packing import W8A8Canonical
 
 __all__ = ["ISA", "LAYOUT_VERSION", "check", "decode", "encode", "info", "is_reference", "read_header"]
 
