@@ -106,10 +106,6 @@ struct Output {
     }
 };
 
-inline int64_t element_bytes(DType t) {
-    return t == DType::f32 || t == DType::i32 ? 4 : (t == DType::bf16 || t == DType::f16 ? 2 : 1);
-}
-
 // The constants of one vector of channels: with one input scale for all rows, products are formed once.
 struct Channels {
     Vec::I sum;    // column sums, or zero_point * column sums
@@ -166,16 +162,16 @@ void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* a
 template <Activation A, bool PER_ROW>
 void epilogue_tail(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
                    int64_t rows, int64_t n, int64_t left) {
-    const int64_t out_size = element_bytes(e.out_dtype);
+    const int64_t out_size = fastcompress::dtype_bytes(e.out_dtype);
     alignas(64) uint8_t out[Vec::width * 4], residual[Vec::width * 4] = {};
     Epilogue one = e;
     one.out = out - n * out_size;
     one.out_ld = 0;
-    if (e.residual) one.residual = residual - n * element_bytes(e.residual_dtype);
+    if (e.residual) one.residual = residual - n * fastcompress::dtype_bytes(e.residual_dtype);
     one.residual_ld = 0;
     for (int64_t r = 0; r < rows; ++r) {
         if (e.residual) {
-            const int64_t size = element_bytes(e.residual_dtype);
+            const int64_t size = fastcompress::dtype_bytes(e.residual_dtype);
             const uint8_t* from = static_cast<const uint8_t*>(e.residual) + ((row0 + r) * e.residual_ld + n) * size;
             for (int64_t i = 0; i < left * size; ++i) residual[i] = from[i];
         }
