@@ -20,6 +20,7 @@ constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTabl
             w.gemm_name,
             w.k_unit,
             w.tile_rows,
+            w.call_rows,
             w.uniform_rows,
             small ? small->gemm : nullptr,
             small ? int64_t{4} : int64_t{0},

@@ -12,7 +12,7 @@ constexpr int64_t kRowBlock = 192;  // activations of a task stay in L2 beside a
 constexpr int64_t kTasksPerThread = 4;
 // Tiles of 64 columns reuse weights best. With a short reduction the output's way to memory counts more, and tiles of
 // 256 columns write it in longer runs.
-constexpr int64_t kColumns = 64, kWideColumns = 256, kShortReduction = 96;
+constexpr int64_t kColumns = 64, kWideColumns = 256, kWideRows = 32, kShortReduction = 96;
 constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L2 again by the next call
 
 }  // namespace
@@ -24,17 +24,17 @@ int gemm_threads(int requested, int64_t multiply_adds) {
 
 GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int64_t k_pad, int threads) {
     GemmPlan plan;
-    const bool wide = k_pad <= kShortReduction && columns > kColumns && rows > 4 * table.tile_rows;
+    const bool wide = k_pad <= kShortReduction && columns > kColumns && rows > kWideRows;
     plan.tile_columns = wide ? kWideColumns : kColumns;
-    plan.tile_rows = table.tile_rows * kColumns / plan.tile_columns;
     plan.column_tasks = ceil_div(columns, plan.tile_columns);
     int64_t block = kRowBlock;
     if (threads > 1) {
         const int64_t wanted = ceil_div(threads * kTasksPerThread, plan.column_tasks);
         block = std::min(block, ceil_div(rows, wanted));
     }
-    plan.row_block = std::max(plan.tile_rows, round_up(block, plan.tile_rows));
+    plan.row_block = round_up(block, table.tile_rows);
     plan.row_tasks = std::max<int64_t>(1, ceil_div(rows, plan.row_block));
+    plan.call_rows = wide ? kWideRows : table.call_rows > 0 ? table.call_rows : plan.row_block;
     return plan;
 }
 
@@ -44,7 +44,6 @@ void run_gemm_task(const GemmProblem& p, const GemmPlan& plan, int64_t task, int
     const int64_t column = task / plan.row_tasks * plan.tile_columns;
     const int64_t begin = task % plan.row_tasks * plan.row_block;
     const int64_t end = std::min(p.rows, begin + plan.row_block);
-    const int64_t columns = std::min(plan.tile_columns, p.columns - column);
     const auto gemm = p.rows <= table.small_rows ? table.gemm_small : table.gemm;
     GemmBlock block;
     block.a_stride = p.a_stride;
@@ -53,16 +52,20 @@ void run_gemm_task(const GemmProblem& p, const GemmPlan& plan, int64_t task, int
     block.segment_quads = p.segment_quads;
     block.b = p.b + column / kPanel * p.panel_stride;
     block.panel_stride = p.panel_stride;
+    block.columns = std::min(plan.tile_columns, p.columns - column);
     block.c = scratch;
-    block.ldc = plan.tile_columns;
-    block.panels = ceil_div(columns, kPanel);
+    block.finish = table.epilogue;
+    block.epilogue = &p.epilogue;
+    block.col0 = column;
+    const int64_t columns_left = std::min(kColumns, p.columns - column - block.columns);
+    block.next_bytes = ceil_div(columns_left, kPanel) * p.panel_stride;
     block.fetch_ahead = ceil_div(p.columns, kPanel) * p.panel_stride > kCachedWeights;
-    for (int64_t row = begin; row < end; row += plan.tile_rows) {
-        block.rows = std::min(plan.tile_rows, end - row);
+    for (int64_t row = begin; row < end; row += plan.call_rows) {
+        block.rows = std::min(plan.call_rows, end - row);
+        block.row0 = row;
         block.a = p.a + (p.row_offset ? 0 : row * p.a_stride);
         block.row_offset = p.row_offset ? p.row_offset + row : nullptr;
         gemm(block);
-        table.epilogue(p.epilogue, scratch, plan.tile_columns, row, block.rows, column, columns);
     }
 }
 

@@ -6,8 +6,7 @@
 
 namespace fastcompress {
 
-// C scratch of one thread: a tile of int32, at most this large.
-constexpr int64_t kScratchElements = 128 * 64;
+// GemmBlock::c of one thread.
 constexpr size_t kScratchBytes = static_cast<size_t>(kScratchElements) * sizeof(int32_t);
 
 struct GemmProblem {
@@ -24,9 +23,9 @@ struct GemmProblem {
     int64_t panel_stride;
 };
 
-// How the output is cut into tiles (one kernel and one epilogue call each) and tasks of tiles; pure arithmetic.
+// How the output is cut into tasks, and tasks into calls of the kernel; pure arithmetic.
 struct GemmPlan {
-    int64_t tile_rows, tile_columns;
+    int64_t call_rows, tile_columns;
     int64_t row_block, row_tasks, column_tasks;
     int64_t tasks() const { return row_tasks * column_tasks; }
 };

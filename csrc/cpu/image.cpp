@@ -14,7 +14,7 @@ void quantize_run(const KernelTable& table, const ImageSource& s, int64_t elemen
     if (s.dtype == DType::u8) {
         std::memcpy(out, x, static_cast<size_t>(count));
     } else {
-        table.quantize(x, s.dtype, count, s.inverse_scale, s.zero_point, 0, 255, out);
+        table.quantize(x, s.dtype, count, s.inverse_scale, s.zero_point, false, out);
     }
 }
 

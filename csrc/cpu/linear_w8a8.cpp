@@ -55,7 +55,7 @@ struct Linear {
         if (call.x_dtype == DType::u8) {
             std::memcpy(out, x, static_cast<size_t>(k));
         } else if (mode == InputMode::per_tensor) {
-            table.quantize(x, call.x_dtype, k, 1.0f / blob.input_scale, blob.input_zero_point, 0, 255, out);
+            table.quantize(x, call.x_dtype, k, 1.0f / blob.input_scale, blob.input_zero_point, false, out);
         } else {
             quantize_token(table, x, call.x_dtype, k, mode == InputMode::per_token_symmetric, out, rows.scale + slot,
                            rows.zero_point + slot);

@@ -26,16 +26,15 @@ int threads_for(int requested, int64_t elements) {
 TokenParameters token_parameters(const KernelTable& table, const void* row, DType dtype, int64_t columns,
                                  bool symmetric) {
     float lo = 0.0f, hi = 0.0f;
-    if (!table.range(row, dtype, columns, &lo, &hi))
-        return {std::numeric_limits<float>::quiet_NaN(), 0.0f, 0, 0, false};
+    if (!table.range(row, dtype, columns, &lo, &hi)) return {std::numeric_limits<float>::quiet_NaN(), 0.0f, 0, false};
     if (symmetric) {
         const float scale = std::max(std::max(hi, -lo) * (1.0f / 127.0f), kSmallestScale);
-        return {scale, 1.0f / scale, 128, 1, true};
+        return {scale, 1.0f / scale, 128, true};  // |x * inverse| rounds to at most 127: q lies in [1, 255] by itself
     }
     const float scale = std::max(hi * (1.0f / 255.0f) - lo * (1.0f / 255.0f), kSmallestScale);
     const float inverse = 1.0f / scale;
     const float zero = std::nearbyint(-lo * inverse);
-    return {scale, inverse, static_cast<int32_t>(std::min(255.0f, std::max(0.0f, zero))), 0, true};
+    return {scale, inverse, static_cast<int32_t>(std::min(255.0f, std::max(0.0f, zero))), true};
 }
 
 void quantize_token(const KernelTable& table, const void* row, DType dtype, int64_t columns, bool symmetric,
@@ -44,7 +43,7 @@ void quantize_token(const KernelTable& table, const void* row, DType dtype, int6
     *scale = p.scale;
     *zero_point = p.zero_point;
     if (p.finite) {
-        table.quantize(row, dtype, columns, p.inverse_scale, p.zero_point, p.qmin, 255, out);
+        table.quantize(row, dtype, columns, p.inverse_scale, p.zero_point, false, out);
     } else {
         std::memset(out, 0, static_cast<size_t>(columns));
     }
@@ -68,7 +67,7 @@ void quantize_per_tensor(const void* x, DType x_dtype, int64_t count, float scal
         for (int64_t task; queue.next(team, &task);) {
             const int64_t begin = task * kChunk;
             table.quantize(row_at(x, x_dtype, begin), x_dtype, std::min(kChunk, count - begin), inverse, zero_point,
-                           qmin, qmin + 255, out + begin);
+                           out_dtype == DType::s8, out + begin);
         }
     });
 }

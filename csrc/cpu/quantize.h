@@ -9,7 +9,6 @@ struct TokenParameters {
     float scale;
     float inverse_scale;
     int32_t zero_point;
-    int32_t qmin;
     bool finite;  // false: the row holds NaN or infinity; q is 0 and scale is NaN
 };
 

@@ -19,6 +19,7 @@ struct W8A8Table {
     const char* gemm_name;
     int64_t k_unit;
     int64_t tile_rows;
+    int64_t call_rows;
     bool uniform_rows;
     decltype(KernelTable::depthwise) depthwise;
     // Register-only loop of the family's multiply instruction: operations per call of `iterations` loops.

@@ -14,9 +14,13 @@
 namespace {
 
 using fastcompress::GemmBlock;
+using fastcompress::kPanel;
 
 // Steps of 64 in K that a pair of weight panels stays in L1 for (24 KiB) while the rows pass by.
 constexpr int64_t kSpanSteps = 12;
+
+// Accumulators of all rows and columns of a call: their rows are so far apart.
+inline int64_t scratch_ld(const GemmBlock& g) { return (g.columns + kPanel - 1) / kPanel * kPanel; }
 
 // Cache lines of weights to fetch into L2 while a block computes: `lines` a step.
 struct Prefetch {
@@ -27,7 +31,7 @@ struct Prefetch {
 template <int ROW_TILES, int PANELS>
 inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* a, const int8_t* b, int32_t* c,
                   Prefetch next) {
-    const int64_t ldc_bytes = g.ldc * 4;
+    const int64_t ldc = scratch_ld(g), ldc_bytes = ldc * 4;
     if (first) {
         _tile_zero(0);
         if constexpr (PANELS > 1) _tile_zero(1);
@@ -36,8 +40,8 @@ inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* 
     } else {
         _tile_loadd(0, c, ldc_bytes);
         if constexpr (PANELS > 1) _tile_loadd(1, c + 16, ldc_bytes);
-        if constexpr (ROW_TILES > 1) _tile_loadd(2, c + 16 * g.ldc, ldc_bytes);
-        if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_loadd(3, c + 16 * g.ldc + 16, ldc_bytes);
+        if constexpr (ROW_TILES > 1) _tile_loadd(2, c + 16 * ldc, ldc_bytes);
+        if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_loadd(3, c + 16 * ldc + 16, ldc_bytes);
     }
     const uint8_t* a1 = a + 16 * g.a_stride;
     const int8_t* b1 = b + g.panel_stride;
@@ -62,16 +66,16 @@ inline void block(const GemmBlock& g, bool first, int64_t steps, const uint8_t* 
     }
     _tile_stored(0, c, ldc_bytes);
     if constexpr (PANELS > 1) _tile_stored(1, c + 16, ldc_bytes);
-    if constexpr (ROW_TILES > 1) _tile_stored(2, c + 16 * g.ldc, ldc_bytes);
-    if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_stored(3, c + 16 * g.ldc + 16, ldc_bytes);
+    if constexpr (ROW_TILES > 1) _tile_stored(2, c + 16 * ldc, ldc_bytes);
+    if constexpr (ROW_TILES > 1 && PANELS > 1) _tile_stored(3, c + 16 * ldc + 16, ldc_bytes);
 }
 
 // Rows [row0, row1) times all panels; full tiles of 2 x 16 rows, or the one tail that the configuration was made for.
 template <int ROW_TILES>
 void rows(const GemmBlock& g, int64_t row0, int64_t row1) {
-    const int64_t steps = g.segment_quads / 16;
+    const int64_t steps = g.segment_quads / 16, panels = (g.columns + kPanel - 1) / kPanel;
     const int64_t spans = (steps + kSpanSteps - 1) / kSpanSteps;
-    for (int64_t p = 0; p < g.panels; p += 2) {
+    for (int64_t p = 0; p < panels; p += 2) {
         for (int64_t s = 0; s < spans; ++s) {
             const int64_t k0 = steps * s / spans, k1 = steps * (s + 1) / spans;
             const int8_t* b = g.b + p * g.panel_stride + k0 * 1024;
@@ -83,8 +87,8 @@ void rows(const GemmBlock& g, int64_t row0, int64_t row1) {
                 const Prefetch next{
                     b + 2 * g.panel_stride + line / panel_lines * g.panel_stride + line % panel_lines * 64, lines};
                 const uint8_t* a = g.a + row * g.a_stride + k0 * 64;
-                int32_t* c = g.c + row * g.ldc + 16 * p;
-                if (p + 2 <= g.panels) {
+                int32_t* c = g.c + row * scratch_ld(g) + 16 * p;
+                if (p + 2 <= panels) {
                     block<ROW_TILES, 2>(g, s == 0, k1 - k0, a, b, c, next);
                 } else {
                     block<ROW_TILES, 1>(g, s == 0, k1 - k0, a, b, c, next);
@@ -108,6 +112,7 @@ void gemm(const GemmBlock& g) {
         rows<1>(g, full, g.rows);
     }
     _tile_release();
+    g.finish(*g.epilogue, g.c, scratch_ld(g), g.row0, g.rows, g.col0, g.columns);
 }
 
 int64_t ceiling(int64_t iterations) {
@@ -130,6 +135,6 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_amxint8 = {gemm, "tdpbusd 32x32", 64, 128, true, nullptr, ceiling};
+extern const W8A8Table kW8A8_amxint8 = {gemm, "tdpbusd 32x32", 64, 32, 128, true, nullptr, ceiling};
 
 }  // namespace fastcompress

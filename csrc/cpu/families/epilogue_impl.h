@@ -2,6 +2,7 @@
 // Only exactly rounded operations appear (add, sub, mul, div, min, max, conversions), so every ISA returns the same bits.
 #pragma once
 
+#include "byte_rounding.h"
 #include "fastcompress/epilogue.h"
 
 namespace {
@@ -86,74 +87,80 @@ inline Vec::F load_as_float(const void* base, DType dtype, int64_t element) {
 // The output stage, its constants prepared once a block.
 struct Output {
     DType dtype;
-    Vec::F inverse_scale, low, high;
-    Vec::I zero;
+    ByteRounding bytes;
 
-    explicit Output(const Epilogue& e) : dtype(e.out_dtype) {
-        const float least = dtype == DType::u8 ? 0.0f : -128.0f;
-        const float zero_point = static_cast<float>(e.out_zero_point);
-        inverse_scale = Vec::set(e.out_inverse_scale);
-        low = Vec::set(least - zero_point);
-        high = Vec::set(least + 255.0f - zero_point);
-        zero = Vec::seti(e.out_zero_point);
-    }
-    void store(void* base, int64_t element, Vec::F v) const {
-        if (dtype == DType::f32) return Vec::store(static_cast<float*>(base) + element, v);
-        if (dtype == DType::bf16) return Vec::store_bf16(static_cast<uint16_t*>(base) + element, v);
-        if (dtype == DType::f16) return Vec::store_f16(static_cast<uint16_t*>(base) + element, v);
-        v = Vec::min(high, Vec::max(low, Vec::nan_to_zero(Vec::mul(v, inverse_scale))));
-        Vec::store_byte(static_cast<uint8_t*>(base) + element, Vec::addi(Vec::round(v), zero));
+    explicit Output(const Epilogue& e)
+        : dtype(e.out_dtype), bytes(e.out_inverse_scale, e.out_zero_point, e.out_dtype == DType::s8) {}
+
+    // G vectors to neighbouring elements from `element` on.
+    template <int G>
+    void store(void* base, int64_t element, const Vec::F* v) const {
+        if (dtype == DType::f32) {
+            float* to = static_cast<float*>(base) + element;
+#pragma GCC unroll 4
+            for (int g = 0; g < G; ++g) Vec::store(to + g * Vec::width, v[g]);
+        } else if (dtype == DType::u8 || dtype == DType::s8) {
+            bytes.store<G>(static_cast<uint8_t*>(base) + element, v);
+        } else {
+            uint16_t* to = static_cast<uint16_t*>(base) + element;
+#pragma GCC unroll 4
+            for (int g = 0; g < G; ++g) {
+                if (dtype == DType::bf16) Vec::store_bf16(to + g * Vec::width, v[g]);
+                if (dtype == DType::f16) Vec::store_f16(to + g * Vec::width, v[g]);
+            }
+        }
     }
 };
 
-// The constants of one vector of channels: with one input scale for all rows, products are formed once.
-struct Channels {
-    Vec::I sum;    // column sums, or zero_point * column sums
-    Vec::F scale;  // weight scales, or input scale * weight scales
-    Vec::F bias;
-};
-
-template <bool PER_ROW>
-inline Vec::F finish(const Epilogue& e, const Channels& c, const int32_t* acc, int64_t row) {
-    Vec::I sum = c.sum;
-    Vec::F scale = c.scale;
-    if constexpr (PER_ROW) {
-        sum = Vec::muli(Vec::seti(e.row_zero_point[row]), sum);
-        scale = Vec::mul(Vec::set(e.row_scale[row]), scale);
-    }
-    Vec::F v = Vec::mul(Vec::to_float(Vec::subi(Vec::loadi(acc), sum)), scale);
-    return e.bias ? Vec::add(v, c.bias) : v;
-}
-
-// G vectors of neighbouring channels, row by row, so that the output is written in whole cache lines.
+// G vectors of neighbouring channels, row by row, so that the output is written in whole cache lines. Stores may alias
+// anything, so whatever the loop needs is copied to locals first.
 template <Activation A, bool PER_ROW, int G>
 void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
                        int64_t rows, int64_t n) {
-    Channels c[G];
+    Vec::I sum[G];    // column sums, or zero_point * column sums
+    Vec::F scale[G];  // weight scales, or input scale * weight scales
+    Vec::F bias[G];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
         const int64_t channel = n + g * Vec::width;
-        c[g] = {Vec::loadi(e.column_sum + channel), Vec::load(e.weight_scale + channel),
-                e.bias ? Vec::load(e.bias + channel) : Vec::set(0.0f)};
+        sum[g] = Vec::loadi(e.column_sum + channel);
+        scale[g] = Vec::load(e.weight_scale + channel);
+        // No bias is a bias of -0: the one number whose addition changes nothing, not even the sign of a zero.
+        bias[g] = e.bias ? Vec::load(e.bias + channel) : Vec::set(-0.0f);
         if constexpr (!PER_ROW) {
-            c[g].sum = Vec::muli(Vec::seti(e.zero_point), c[g].sum);
-            c[g].scale = Vec::mul(Vec::set(e.scale), c[g].scale);
+            sum[g] = Vec::muli(Vec::seti(e.zero_point), sum[g]);
+            scale[g] = Vec::mul(Vec::set(e.scale), scale[g]);
         }
     }
-    const bool plain = !e.residual && e.out_dtype == DType::f32;
+    const Output out = output;
+    void* const base = e.out;
+    const void* const residual = e.residual;
+    const DType residual_dtype = e.residual_dtype;
+    const int64_t out_ld = e.out_ld, residual_ld = e.residual_ld;
+    const float* const row_scale = PER_ROW ? e.row_scale + row0 : nullptr;
+    const int32_t* const row_zero_point = PER_ROW ? e.row_zero_point + row0 : nullptr;
     for (int64_t r = 0; r < rows; ++r) {
-        const int64_t row = row0 + r, at = row * e.out_ld + n;
+        const int64_t row = row0 + r;
+        Vec::F v[G];
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
-            const int64_t j = g * Vec::width;
-            Vec::F v = finish<PER_ROW>(e, c[g], acc + r * acc_ld + j, row);
-            if (plain) {
-                Vec::store(static_cast<float*>(e.out) + at + j, activate<A>(v));
-                continue;
+            Vec::I zero_part = sum[g];
+            Vec::F s = scale[g];
+            if constexpr (PER_ROW) {
+                zero_part = Vec::muli(Vec::seti(row_zero_point[r]), zero_part);
+                s = Vec::mul(Vec::set(row_scale[r]), s);
             }
-            if (e.residual) v = Vec::add(v, load_as_float(e.residual, e.residual_dtype, row * e.residual_ld + n + j));
-            output.store(e.out, at + j, activate<A>(v));
+            const Vec::I product = Vec::subi(Vec::loadi(acc + r * acc_ld + g * Vec::width), zero_part);
+            v[g] = Vec::add(Vec::mul(Vec::to_float(product), s), bias[g]);
         }
+        if (residual) {
+#pragma GCC unroll 4
+            for (int g = 0; g < G; ++g)
+                v[g] = Vec::add(v[g], load_as_float(residual, residual_dtype, row * residual_ld + n + g * Vec::width));
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) v[g] = activate<A>(v[g]);
+        out.store<G>(base, row * out_ld + n, v);
     }
 }
 

@@ -1,6 +1,7 @@
 // Activation quantizers, written once over a Vec and compiled per ISA (docs/architecture.md, section 1).
 #pragma once
 
+#include "byte_rounding.h"
 #include "fastcompress/types.h"
 
 namespace {
@@ -24,33 +25,30 @@ inline Vec::F load_float_tail(const void* base, int64_t element, int64_t left) {
     return load_float<T>(buffer, 0);
 }
 
-// clamp(rint(x / s), qmin - zp, qmax - zp) + zp: clamping before the rounding is the same, the bounds being integers,
-// and keeps the conversion in range.
-struct Quantizer {
-    Vec::F inverse_scale, low, high;
-    Vec::I zero;
-
-    Vec::I operator()(Vec::F x) const {
-        Vec::F v = Vec::nan_to_zero(Vec::mul(x, inverse_scale));
-        return Vec::addi(Vec::round(Vec::min(high, Vec::max(low, v))), zero);
-    }
-};
-
 template <DType T>
-void quantize_as(const void* x, int64_t count, const Quantizer& q, uint8_t* out) {
+void quantize_as(const void* x, int64_t count, const ByteRounding& rounding, uint8_t* out) {
+    const ByteRounding q = rounding;  // a local: the stores could alias anything else
     int64_t i = 0;
-    for (; i + Vec::width <= count; i += Vec::width) Vec::store_byte(out + i, q(load_float<T>(x, i)));
+    for (; i + 4 * Vec::width <= count; i += 4 * Vec::width) {
+        const Vec::F v[4] = {load_float<T>(x, i), load_float<T>(x, i + Vec::width),
+                             load_float<T>(x, i + 2 * Vec::width), load_float<T>(x, i + 3 * Vec::width)};
+        q.store<4>(out + i, v);
+    }
+    for (; i + Vec::width <= count; i += Vec::width) {
+        const Vec::F v = load_float<T>(x, i);
+        q.store<1>(out + i, &v);
+    }
     if (i < count) {
         uint8_t buffer[Vec::width];
-        Vec::store_byte(buffer, q(load_float_tail<T>(x, i, count - i)));
+        const Vec::F v = load_float_tail<T>(x, i, count - i);
+        q.store<1>(buffer, &v);
         for (int64_t j = 0; i + j < count; ++j) out[i + j] = buffer[j];
     }
 }
 
-void run_quantize(const void* x, DType dtype, int64_t count, float inverse_scale, int32_t zero_point, int32_t qmin,
-                  int32_t qmax, uint8_t* out) {
-    const Quantizer q{Vec::set(inverse_scale), Vec::set(static_cast<float>(qmin - zero_point)),
-                      Vec::set(static_cast<float>(qmax - zero_point)), Vec::seti(zero_point)};
+void run_quantize(const void* x, DType dtype, int64_t count, float inverse_scale, int32_t zero_point, bool is_signed,
+                  uint8_t* out) {
+    const ByteRounding q(inverse_scale, zero_point, is_signed);
     if (dtype == DType::f32) return quantize_as<DType::f32>(x, count, q, out);
     if (dtype == DType::bf16) return quantize_as<DType::bf16>(x, count, q, out);
     quantize_as<DType::f16>(x, count, q, out);

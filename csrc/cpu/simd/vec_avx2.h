@@ -41,10 +41,22 @@ struct Vec {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                          _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
-    static void store_byte(uint8_t* p, I a) {
-        a = _mm256_and_si256(a, _mm256_set1_epi32(0xff));
-        __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+    static void store_u8(uint8_t* p, F a, int32_t zero_point, uint8_t flip) {
+        const __m256i q = _mm256_cvtps_epi32(a);
+        const __m128i words = _mm_adds_epi16(_mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)),
+                                             _mm_set1_epi16(static_cast<int16_t>(zero_point)));
+        const __m128i bytes = _mm_xor_si128(_mm_packus_epi16(words, words), _mm_set1_epi8(static_cast<char>(flip)));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+    }
+    static void store_u8x4(uint8_t* p, F a, F b, F c, F d, int32_t zero_point, uint8_t flip) {
+        const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(zero_point));
+        const __m256i ab = _mm256_adds_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)), zero);
+        const __m256i cd = _mm256_adds_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d)), zero);
+        // Packs work lane by lane: the dwords of a, b, c, d come out interleaved.
+        const __m256i bytes =
+            _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                            _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(flip))));
     }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -56,7 +68,7 @@ struct Vec {
     static F select_negative(F a, F x, F y) {
         return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_LT_OQ));
     }
-    static F nan_to_zero(F a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
+    static F mul_or_zero(F a, F b) { return _mm256_and_ps(_mm256_mul_ps(a, b), _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
     static I round(F a) { return _mm256_cvtps_epi32(a); }
     static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
     static I addi(I a, I b) { return _mm256_add_epi32(a, b); }

@@ -37,8 +37,20 @@ struct Vec {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                             _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
-    static void store_byte(uint8_t* p, I a) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+    static void store_u8(uint8_t* p, F a, int32_t zero_point, uint8_t flip) {
+        const __m256i words = _mm256_adds_epi16(_mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)),
+                                                _mm256_set1_epi16(static_cast<int16_t>(zero_point)));
+        const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(flip))));
+    }
+    static void store_u8x4(uint8_t* p, F a, F b, F c, F d, int32_t zero_point, uint8_t flip) {
+        const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(zero_point));
+        const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)), zero);
+        const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d)), zero);
+        // Packs work lane by lane: the dwords of a, b, c, d come out interleaved.
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
+        _mm512_storeu_si512(p, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(flip))));
     }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -50,7 +62,7 @@ struct Vec {
     static F select_negative(F a, F x, F y) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ), y, x);
     }
-    static F nan_to_zero(F a) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a); }
+    static F mul_or_zero(F a, F b) { return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b); }
     static I round(F a) { return _mm512_cvtps_epi32(a); }
     static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
     static I addi(I a, I b) { return _mm512_add_epi32(a, b); }

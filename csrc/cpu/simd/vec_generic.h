@@ -52,7 +52,19 @@ struct Vec {
     static void storei(int32_t* p, I a) { FC_LANES p[l] = a.v[l]; }
     static void store_bf16(uint16_t* p, F a) { FC_LANES p[l] = float_to_bf16(a.v[l]); }
     static void store_f16(uint16_t* p, F a) { FC_LANES p[l] = float_to_f16(a.v[l]); }
-    static void store_byte(uint8_t* p, I a) { FC_LANES p[l] = static_cast<uint8_t>(a.v[l]); }  // low byte
+    // clamp(rint(a) + zero_point, 0, 255) ^ flip, for a <= 255 - zero_point, of any size below, not NaN.
+    static void store_u8(uint8_t* p, F a, int32_t zero_point, uint8_t flip) {
+        FC_LANES {
+            const int32_t q = round_even(a.v[l] > -512.0f ? a.v[l] : -512.0f) + zero_point;
+            p[l] = static_cast<uint8_t>((q < 0 ? 0 : q > 255 ? 255 : q) ^ flip);
+        }
+    }
+    static void store_u8x4(uint8_t* p, F a, F b, F c, F d, int32_t zero_point, uint8_t flip) {
+        store_u8(p, a, zero_point, flip);
+        store_u8(p + width, b, zero_point, flip);
+        store_u8(p + 2 * width, c, zero_point, flip);
+        store_u8(p + 3 * width, d, zero_point, flip);
+    }
     static F add(F a, F b) {
         FC_LANES a.v[l] = a.v[l] + b.v[l];
         return a;
@@ -86,8 +98,9 @@ struct Vec {
         FC_LANES a.v[l] = a.v[l] < 0.0f ? x.v[l] : y.v[l];
         return a;
     }
-    static F nan_to_zero(F a) {
-        FC_LANES a.v[l] = a.v[l] == a.v[l] ? a.v[l] : 0.0f;
+    // a * b, or 0 where a is NaN
+    static F mul_or_zero(F a, F b) {
+        FC_LANES a.v[l] = a.v[l] == a.v[l] ? a.v[l] * b.v[l] : 0.0f;
         return a;
     }
     // Nearest even; |a| < 2^22.

@@ -7,7 +7,13 @@
 
 namespace fastcompress {
 
-// C[rows, 16 * panels] = A[rows, K] * B[K, 16 * panels], u8 x s8 -> s32, C overwritten.
+// Called for every finished part of a product: `acc` [rows, acc_ld] covers output rows row0.. and channels
+// col0..col0+cols (col0 a multiple of kPanel).
+using EpilogueFunction = void (*)(const Epilogue&, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows,
+                                  int64_t col0, int64_t cols);
+
+// out[row0 + r, col0 + n] = epilogue(sum_k A[r, k] * B[k, n]), u8 x s8 -> s32, r in [0, rows), n in [0, columns).
+// The kernel forms the accumulators of some rows and columns in `c` and hands them to `finish` while they are in L1.
 //
 // B is packed "n16k4": panel p holds output channels 16p .. 16p+15,
 //
@@ -29,12 +35,18 @@ struct GemmBlock {
     int64_t segment_quads;
     const int8_t* b;
     int64_t panel_stride;  // bytes from one panel to the next
-    int32_t* c;
-    int64_t ldc;  // elements
-    int64_t rows;
-    int64_t panels;
-    bool fetch_ahead;  // a hint: the weights exceed the cache and the panels behind these come next
+    int64_t rows;          // at most the table's call_rows
+    int64_t columns;       // real channels; the last panel may be part padding
+    int32_t* c;            // scratch of kScratchElements
+    EpilogueFunction finish;
+    const Epilogue* epilogue;
+    int64_t row0, col0;
+    int64_t next_bytes;  // a hint: so many bytes of weights behind these panels are needed next
+    bool fetch_ahead;    // a hint: the weights exceed the cache and the panels behind these come next
 };
+
+// GemmBlock::c holds this many accumulators.
+constexpr int64_t kScratchElements = 128 * 64;
 
 // One run of output pixels of a depthwise convolution, all of one image row.
 //
@@ -64,11 +76,13 @@ struct KernelTable {
     Isa isa;
     const char* name;
 
-    // GEMM. k_unit: K is padded to this many bytes; tile_rows: a good number of rows per call.
+    // GEMM. k_unit: K is padded to this many bytes; call_rows: the most rows of a call (0: any); tile_rows: rows that are
+    // multiplied together, of which a task should have several.
     void (*gemm)(const GemmBlock&);
     const char* gemm_name;
     int64_t k_unit;
     int64_t tile_rows;
+    int64_t call_rows;
     bool uniform_rows;
 
     // For few rows (up to small_rows), when the main kernel wastes work on them; same packed layout. Null: none.
@@ -77,13 +91,12 @@ struct KernelTable {
 
     void (*depthwise)(const DepthwiseRow&);
 
-    // acc is [rows, acc_ld], covering output rows row0.. and channels col0..col0+cols (col0 a multiple of kPanel).
-    void (*epilogue)(const Epilogue&, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
-                     int64_t cols);
+    EpilogueFunction epilogue;
 
-    // out[i] = clamp(rint(x[i] * inverse_scale) + zero_point, qmin, qmax), low byte; NaN -> zero_point. x: f32, bf16, f16.
-    void (*quantize)(const void* x, DType dtype, int64_t count, float inverse_scale, int32_t zero_point, int32_t qmin,
-                     int32_t qmax, uint8_t* out);
+    // out[i] = clamp(rint(x[i] * inverse_scale) + zero_point) as u8, or as s8 when is_signed; NaN -> zero_point.
+    // x: f32, bf16, f16.
+    void (*quantize)(const void* x, DType dtype, int64_t count, float inverse_scale, int32_t zero_point, bool is_signed,
+                     uint8_t* out);
 
     // lo = min(0, min x), hi = max(0, max x); returns false (lo, hi unspecified) when x holds a NaN or an infinity.
     bool (*range)(const void* x, DType dtype, int64_t count, float* lo, float* hi);
