@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict, dataclass, field
 
 from benchmarks.harness.rotation import last_level_cache_bytes
 from fastcompress.ops import native
 
-__all__ = ["KINDS", "TOLERANCE", "CeilingError", "Ceilings"]
+__all__ = ["KINDS", "TOLERANCE", "CeilingError", "CeilingSamples", "Ceilings"]
 
 #: Kinds by unit; ``int8:<isa>``, the int8 multiplication of one instruction set, is measured besides.
 KINDS = ("int8", "amx_int8", "bf16", "amx_bf16", "fp32")
 
 #: A kernel's median may exceed the best ceiling seen by this much before the run fails: the clock moves that far.
 TOLERANCE = 1.03
+
+
+@dataclass
+class CeilingSamples:
+    """Ceilings measured in the pauses of a kernel's own rounds.
+
+    The clock of a shared machine drifts by several percent within seconds. The best ceiling of a whole run belongs to
+    another clock than most of its kernels; the median of samples taken in turn with a kernel belongs to the kernel's.
+    """
+
+    kind: str
+    ceilings: Ceilings
+    samples: list[float] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        """Take one sample (a burst of about 0.2 ms); the best of all stands as the ceiling no kernel may exceed."""
+        seen = float(native.require("the ceilings").ceiling(self.kind, 0.0))
+        self.samples.append(seen)
+        self.ceilings.operations[self.kind] = max(seen, self.ceilings.operations.get(self.kind, 0.0))
+
+    def median(self) -> float:
+        """Return the median of the samples, in operations per second."""
+        return statistics.median(self.samples)
 
 
 class CeilingError(RuntimeError):
@@ -55,13 +79,17 @@ class Ceilings:
         self.bandwidth[size_bytes] = max(seen, self.bandwidth.get(size_bytes, 0.0))
         return self.bandwidth[size_bytes]
 
+    def sampler(self, kind: str) -> CeilingSamples:
+        """Return a candidate for ``interleave`` that measures one ceiling next to the kernel held against it."""
+        return CeilingSamples(kind, self)
+
     def own_int8(self, isa: str) -> float:
         """Return the ceiling of the int8 multiplication that the kernels of ``isa`` are made of."""
         return self.operations[f"int8:{isa}"]
 
-    def best_int8(self) -> float:
-        """Return the larger of the vector and the tile unit's int8 ceilings."""
-        return max(self.operations.get(kind, 0.0) for kind in ("int8", "amx_int8"))
+    def best_int8_kind(self) -> str:
+        """Return the kind of the larger of the vector and the tile unit's int8 ceilings."""
+        return max(("int8", "amx_int8"), key=lambda kind: self.operations.get(kind, 0.0))
 
     def require_below(self, what: str, seen: float, limit: float, unit: str) -> None:
         """Raise ``CeilingError`` when ``seen`` exceeds ``limit`` by more than the tolerance."""

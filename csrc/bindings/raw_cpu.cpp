@@ -10,6 +10,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/features.h"
 #include "../cpu/parallel.h"
+#include "buffers.h"
 #include "module.h"
 
 namespace fastcompress::bindings {
@@ -111,6 +112,17 @@ void add_cpu(py::module_& m) {
             return best_of_slices(seconds, [&](double slice) { return read_bandwidth(bytes, slice); });
         },
         py::arg("bytes"), py::arg("seconds") = 0.2, "Bytes per second that all threads read from a buffer of `bytes`.");
+    m.def(
+        "read_buffer",
+        [](const py::object& data, int threads) {
+            const Buffer buffer = input(data, {DType::u8}, "read_buffer", "data");
+            const int team = checked_threads(threads, "read_buffer");
+            py::gil_scoped_release release;
+            return read_buffer(buffer.data(), buffer.size(), team);
+        },
+        py::arg("data"), py::arg("threads") = 0,
+        "Read a uint8 array once and return a number that depends on it: what kernels bound by bandwidth are held "
+        "against.");
 }
 
 }  // namespace fastcompress::bindings

@@ -30,17 +30,6 @@ constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTabl
             e.range};
 }
 
-const ElementwiseTable& elementwise_table(Isa isa) {
-#if defined(FASTCOMPRESS_HAVE_AVX512)
-    if (isa >= Isa::avx512) return kElementwise_avx512;
-#endif
-#if defined(FASTCOMPRESS_HAVE_AVX2)
-    if (isa >= Isa::avx2) return kElementwise_avx2;
-#endif
-    (void)isa;
-    return kElementwise_generic;
-}
-
 std::string supported_names() {
     std::string names;
     for (Isa isa : compiled_isas())
@@ -74,6 +63,17 @@ std::atomic<const KernelTable*>& chosen() {
 }
 
 }  // namespace
+
+const ElementwiseTable& elementwise_table(Isa isa) {
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+    if (isa >= Isa::avx512) return kElementwise_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+    if (isa >= Isa::avx2) return kElementwise_avx2;
+#endif
+    (void)isa;
+    return kElementwise_generic;
+}
 
 const W8A8Table& w8a8_table(Isa isa) {
     switch (isa) {

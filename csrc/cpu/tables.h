@@ -11,6 +11,7 @@ struct ElementwiseTable {
     decltype(KernelTable::epilogue) epilogue;
     decltype(KernelTable::quantize) quantize;
     decltype(KernelTable::range) range;
+    int32_t (*read)(const int32_t* data, int64_t count);  // for bandwidths
 };
 
 // One ISA's w8a8 kernels.
@@ -42,6 +43,8 @@ int64_t ceiling_fp32_avx512(int64_t iterations);
 int64_t ceiling_bf16_avx512(int64_t iterations);
 int64_t ceiling_bf16_amx(int64_t iterations);
 
-const W8A8Table& w8a8_table(Isa isa);  // dispatch.cpp
+// dispatch.cpp
+const W8A8Table& w8a8_table(Isa isa);
+const ElementwiseTable& elementwise_table(Isa isa);
 
 }  // namespace fastcompress

@@ -3,11 +3,12 @@
 #include "../simd/vec_avx2.h"
 #include "../families/epilogue_impl.h"
 #include "../families/quantize_impl.h"
+#include "../families/read_impl.h"
 // clang-format on
 #include "../tables.h"
 
 namespace fastcompress {
 
-extern const ElementwiseTable kElementwise_avx2 = {run_epilogue, run_quantize, run_range};
+extern const ElementwiseTable kElementwise_avx2 = {run_epilogue, run_quantize, run_range, run_read};
 
 }  // namespace fastcompress

@@ -18,6 +18,9 @@ namespace {
 using fastcompress::GemmBlock;
 using fastcompress::kPanel;
 
+// A few rows are bound by reading the weights: each panel is fetched so many bytes ahead, and near its end the next one.
+constexpr int64_t kAhead = 1024, kFewRows = 4;
+
 // Weights that are needed next, fetched into L2 a little with every step of the reduction: from memory or L3 they would
 // come too late for the first rows that need them (128 x 768 x 768 with weights in memory: 92 -> 80 us; prefetches in
 // bursts, between tiles, cost more than they save).
@@ -44,14 +47,22 @@ inline void gemm_tile(const GemmBlock& g, const uint8_t* const* rows, const int8
 #pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) acc[m][v] = Dot::zero();
 
-    const int64_t panel_stride = g.panel_stride, quads = g.segment_quads;
+    const int64_t panel_stride = g.panel_stride, quads = g.segment_quads, panel_bytes = quads * g.segments * 64;
+    [[maybe_unused]] const int8_t* near_end = b + panel_bytes - kAhead;
+    [[maybe_unused]] const int64_t to_next_panels = NV / per_panel * panel_stride - panel_bytes;
     for (int64_t s = 0; s < g.segments; ++s) {
         const int64_t offset = g.segment_offset ? g.segment_offset[s] : 0;
         const uint8_t* a[MR];
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) a[m] = rows[m] + offset;
         for (int64_t k = 0; k < quads; ++k, b += 64) {
-            next.step();
+            if constexpr (MR <= kFewRows) {
+                const int8_t* ahead = b + kAhead + (b < near_end ? 0 : to_next_panels);
+#pragma GCC unroll 16
+                for (int v = 0; v < NV; v += per_panel) __builtin_prefetch(ahead + v / per_panel * panel_stride, 0, 2);
+            } else {
+                next.step();
+            }
             typename Dot::B w[NV];
 #pragma GCC unroll 16
             for (int v = 0; v < NV; ++v)
