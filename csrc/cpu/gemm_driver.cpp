@@ -12,7 +12,7 @@ constexpr int64_t kRowBlock = 192;  // activations of a task stay in L2 beside a
 constexpr int64_t kTasksPerThread = 4;
 // Tiles of 64 columns reuse weights best. With a short reduction the output's way to memory counts more, and tiles of
 // 256 columns write it in longer runs.
-constexpr int64_t kColumns = 64, kWideColumns = 256, kWideRows = 32, kShortReduction = 96;
+constexpr int64_t kColumns = 64, kWideColumns = 256, kShortReduction = 96;
 constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L2 again by the next call
 
 }  // namespace
@@ -24,7 +24,8 @@ int gemm_threads(int requested, int64_t multiply_adds) {
 
 GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int64_t k_pad, int threads) {
     GemmPlan plan;
-    const bool wide = k_pad <= kShortReduction && columns > kColumns && rows > kWideRows;
+    const int64_t wide_rows = table.call_rows > 0 ? table.call_rows * kColumns / kWideColumns : 4 * table.tile_rows;
+    const bool wide = k_pad <= kShortReduction && columns > kColumns && rows > wide_rows;
     plan.tile_columns = wide ? kWideColumns : kColumns;
     plan.column_tasks = ceil_div(columns, plan.tile_columns);
     int64_t block = kRowBlock;
@@ -34,7 +35,7 @@ GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int6
     }
     plan.row_block = round_up(block, table.tile_rows);
     plan.row_tasks = std::max<int64_t>(1, ceil_div(rows, plan.row_block));
-    plan.call_rows = wide ? kWideRows : table.call_rows > 0 ? table.call_rows : plan.row_block;
+    plan.call_rows = wide ? wide_rows : table.call_rows > 0 ? table.call_rows : plan.row_block;
     return plan;
 }
 

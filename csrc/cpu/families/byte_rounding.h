@@ -23,7 +23,7 @@ struct ByteRounding {
 
     // G vectors to G * Vec::width bytes.
     template <int G>
-    void store(uint8_t* out, const Vec::F* x) const {
+    __attribute__((always_inline)) void store(uint8_t* out, const Vec::F* x) const {
         if constexpr (G == 4) {
             Vec::store_u8x4(out, bounded(x[0]), bounded(x[1]), bounded(x[2]), bounded(x[3]), zero_point, flip);
         } else {

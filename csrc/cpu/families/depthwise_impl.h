@@ -46,17 +46,19 @@ inline void depthwise_pixels(const DepthwiseRow& d, const uint8_t* a, const int8
         for (int v = 0; v < per_panel; ++v) Dot::store(acc_out + p * d.acc_ld + v * Dot::lanes, acc[p][v]);
 }
 
+// From pixel x on, P at a time, then half as many.
+template <class Dot, class Gather, int KW, int QUADS, int S, int P>
+inline void depthwise_run(const DepthwiseRow& d, int64_t x, const uint8_t* a, const int8_t* w, int32_t* acc) {
+    for (; x + P <= d.pixels; x += P)
+        depthwise_pixels<Dot, Gather, KW, QUADS, S, P>(d, a + x * d.pixel_step, w, acc + x * d.acc_ld);
+    if constexpr (P > 1) depthwise_run<Dot, Gather, KW, QUADS, S, P / 2>(d, x, a, w, acc);
+}
+
 template <class Dot, class Gather, int KW, int QUADS, int S>
 void depthwise_square(const DepthwiseRow& d) {
-    constexpr int P = 4;
-    for (int64_t c = 0; c < d.channels; c += kPanel) {
-        const int8_t* w = d.w + c / kPanel * (KW * QUADS * 64);
-        int64_t x = 0;
-        for (; x + P <= d.pixels; x += P)
-            depthwise_pixels<Dot, Gather, KW, QUADS, S, P>(d, d.a + x * d.pixel_step + c, w, d.acc + x * d.acc_ld + c);
-        for (; x < d.pixels; ++x)
-            depthwise_pixels<Dot, Gather, KW, QUADS, S, 1>(d, d.a + x * d.pixel_step + c, w, d.acc + x * d.acc_ld + c);
-    }
+    constexpr int most = KW == 3 && S == 1 && Dot::lanes == kPanel ? 8 : 4;  // accumulators that fit the registers
+    for (int64_t c = 0; c < d.channels; c += kPanel)
+        depthwise_run<Dot, Gather, KW, QUADS, S, most>(d, 0, d.a + c, d.w + c / kPanel * (KW * QUADS * 64), d.acc + c);
 }
 
 // Any kernel size, stride and dilation.

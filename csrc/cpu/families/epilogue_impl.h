@@ -94,7 +94,7 @@ struct Output {
 
     // G vectors to neighbouring elements from `element` on.
     template <int G>
-    void store(void* base, int64_t element, const Vec::F* v) const {
+    __attribute__((always_inline)) void store(void* base, int64_t element, const Vec::F* v) const {
         if (dtype == DType::f32) {
             float* to = static_cast<float*>(base) + element;
 #pragma GCC unroll 4
@@ -195,6 +195,8 @@ void epilogue_block(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64
     int64_t j = 0;
     for (; j + 4 * Vec::width <= cols; j += 4 * Vec::width)
         epilogue_channels<A, PER_ROW, 4>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+    for (; j + 2 * Vec::width <= cols; j += 2 * Vec::width)
+        epilogue_channels<A, PER_ROW, 2>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
     for (; j + Vec::width <= cols; j += Vec::width)
         epilogue_channels<A, PER_ROW, 1>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
     if (j < cols) epilogue_tail<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j, cols - j);

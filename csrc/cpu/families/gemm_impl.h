@@ -87,7 +87,7 @@ inline void gemm_rows(const GemmBlock& g, int64_t count, const uint8_t* const* r
                       int32_t* c) {
     if constexpr (MR > 0) {
         if (count == MR) return gemm_tile<Dot, MR, NV>(g, rows, b, next, c);
-        gemm_rows<Dot, MR - 1, NV>(g, count, rows, b, next, c);
+        return gemm_rows<Dot, MR - 1, NV>(g, count, rows, b, next, c);
     }
 }
 
@@ -124,15 +124,20 @@ inline void gemm_columns(const GemmBlock& g, int64_t p) {
     }
 }
 
-// Panels in groups of NP, then one at a time.
+// Panels in groups of NP; those that are left together, in a tile with as many accumulators.
 template <class Dot, int MR, int NP>
 void gemm(const GemmBlock& g) {
     constexpr int per_panel = kPanel / Dot::lanes;
     const int64_t panels = (g.columns + kPanel - 1) / kPanel;
     int64_t p = 0;
     for (; p + NP <= panels; p += NP) gemm_columns<Dot, MR, NP * per_panel>(g, p);
-    if constexpr (NP > 1) {
-        for (; p < panels; ++p) gemm_columns<Dot, MR*(NP > 2 ? 2 : 1), per_panel>(g, p);
+    if constexpr (NP == 4) {
+        const int64_t left = panels - p;
+        if (left == 3) gemm_columns<Dot, MR * 4 / 3, 3 * per_panel>(g, p);
+        if (left == 2) gemm_columns<Dot, MR * 2, 2 * per_panel>(g, p);
+        if (left == 1) gemm_columns<Dot, MR * 4, per_panel>(g, p);
+    } else {
+        static_assert(NP == 1, "panels that are left over need tiles of their own");
     }
 }
 
