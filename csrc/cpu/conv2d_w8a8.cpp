@@ -17,7 +17,8 @@ namespace fastcompress {
 namespace {
 
 constexpr int64_t kChunkBytes = 1 << 20;        // quantized image (or gathered matrix) of a chunk: fits L2
-constexpr int64_t kDepthwiseScratch = 1 << 15;  // accumulators of one run of pixels: fits L1
+constexpr int64_t kDepthwisePixels = 8;         // the kernel's largest tile
+constexpr int64_t kDepthwiseScratch = 1 << 13;  // accumulators of one run of pixels: fits L1
 
 // Taps of a pixel are short runs: a call of memcpy for each costs more than the copy.
 inline void copy_run(uint8_t* to, const uint8_t* from, int64_t bytes) {
@@ -93,7 +94,7 @@ class Conv {
         const int64_t nhwc_residual = call_.channels_last || !call_.out.residual
                                           ? 0
                                           : pixels * blob_.out_channels * dtype_bytes(call_.out.residual_dtype);
-        run_pixels_ = std::max<int64_t>(1, std::min(g_.out_w, kDepthwiseScratch / 4 / l.pitch));
+        run_pixels_ = std::min(g_.out_w, round_up(kDepthwiseScratch / 4 / l.pitch + 1, kDepthwisePixels));
         per_thread_ =
             round_up(std::max({static_cast<int64_t>(kScratchBytes), image_scratch_bytes(source_, rows_per_task_),
                                depthwise_ ? run_pixels_ * l.pitch * 4 : 0}),
