@@ -135,7 +135,7 @@ void gemm(const GemmBlock& g) {
         const int64_t left = panels - p;
         if (left == 3) gemm_columns<Dot, MR * 4 / 3, 3 * per_panel>(g, p);
         if (left == 2) gemm_columns<Dot, MR * 2, 2 * per_panel>(g, p);
-        if (left == 1) gemm_columns<Dot, MR * 4, per_panel>(g, p);
+        if (left == 1) gemm_columns<Dot, MR * 2, per_panel>(g, p);
     } else {
         static_assert(NP == 1, "panels that are left over need tiles of their own");
     }
