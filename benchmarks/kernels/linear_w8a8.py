@@ -78,7 +78,8 @@ def kernel_rows(context: Context, shape: tuple[int, int, int]) -> None:
     a = torch.randint(-127, 128, (m, k), dtype=torch.int8)
     b = torch.randint(-127, 128, (n, k), dtype=torch.int8)
     b_transposed, b_contiguous = b.t(), b.t().contiguous()
-    own, best = context.ceilings.sampler(f"int8:{_C.isa()}"), context.ceilings.sampler(context.ceilings.best_int8_kind())
+    own = context.ceilings.sampler(f"int8:{_C.isa()}")
+    best = context.ceilings.sampler(context.ceilings.best_int8_kind())
     times = interleave(
         {
             "fastcompress": prepacked_call(shape),
@@ -107,9 +108,7 @@ def vector_row(context: Context, shape: tuple[int, int, int]) -> None:
     with forced_isa(isa):
         times = interleave({f"fastcompress {isa}": prepacked_call(shape), "ceiling": ceiling}, context.budget)
     seconds, operations = times[f"fastcompress {isa}"].median, 2.0 * m * k * n
-    context.check_ceiling(
-        f"linear_w8a8 {isa} {shape_name(shape)}", operations, seconds, context.ceilings.own_int8(isa)
-    )
+    context.check_ceiling(f"linear_w8a8 {isa} {shape_name(shape)}", operations, seconds, context.ceilings.own_int8(isa))
     rate = operations / seconds
     note = f"{isa}, {rate / 1e9:.0f} of {ceiling.median() / 1e9:.0f} GOPS"
     context.add(f"linear.vector.{shape_name(shape)}.ceiling", rate / ceiling.median(), times, note)

@@ -36,8 +36,10 @@ class TaskQueue {
     }
     bool next(const Team& team, int64_t* task) {
         for (int i = 0; i < shares_; ++i) {
-            Share& s = share_[(team.thread() + i) % shares_];
-            const int64_t least = i == 0 ? 1 : kWorthHelping;
+            const int owner = (team.thread() + i) % shares_;
+            Share& s = share_[owner];
+            // A share whose owner is not there (the runtime gave fewer threads) has to be finished by others.
+            const int64_t least = i == 0 || owner >= team.threads() ? 1 : kWorthHelping;
             if (s.end - s.next.load(std::memory_order_relaxed) < least) continue;
             *task = s.next.fetch_add(1, std::memory_order_relaxed);
             if (*task < s.end) return true;
