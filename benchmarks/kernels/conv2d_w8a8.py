@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 from benchmarks.harness.layout import channels_last
+from benchmarks.harness.rotation import last_level_cache_bytes
 from benchmarks.harness.suite import Context
 from benchmarks.harness.timing import Budget, Timing, interleave
 from benchmarks.kernels import torch_int8
@@ -17,6 +18,8 @@ from fastcompress.nn import QuantConv2d
 from fastcompress.ops import native
 
 __all__ = ["measure_shape", "run"]
+
+Measured = Mapping[ConvShape, dict[str, Timing]]
 
 _C = native.require("the convolution benchmarks")
 
@@ -36,8 +39,8 @@ def run(context: Context) -> None:
                     check(context, shape, times[shape])
     context.report.details["conv2d"] = [detail(shape, measured) for shape, measured in times.items()]
     for key, shapes in {**networks, "both": tuple(times)}.items():
-        geometric_rows(context, key, [times[shape] for shape in shapes if shape in times])
-    depthwise = [measured for shape, measured in times.items() if shape.is_depthwise and shape.kernel == 3]
+        geometric_rows(context, key, {shape: times[shape] for shape in shapes if shape in times})
+    depthwise = {shape: seen for shape, seen in times.items() if shape.is_depthwise and shape.kernel == 3}
     for baseline in ("fp32", "onednn"):
         add_geometric(context, f"conv2d.depthwise3x3.{baseline}", depthwise, OURS, baseline)
 
@@ -93,17 +96,31 @@ def baseline_time(times: dict[str, Timing], baseline: str) -> float:
     return times[baseline].median
 
 
-def add_geometric(context: Context, key: str, measured: list[dict[str, Timing]], ours: str, baseline: str) -> None:
+def add_geometric(context: Context, key: str, measured: Measured, ours: str, baseline: str) -> None:
     """Record the geometric mean of the speed-ups over ``measured``."""
     if not measured:
         context.skip(key, "no shape of this group was measured")
         return
-    ratios = [baseline_time(times, baseline) / times[ours].median for times in measured]
+    ratios = [baseline_time(times, baseline) / times[ours].median for times in measured.values()]
     note = f"{len(ratios)} shapes, {min(ratios):.2f}–{max(ratios):.2f}, {sum(r < 1 for r in ratios)} below 1"
+    if baseline == "fp32":
+        limits = [times["fp32"].median / floor_seconds(context, shape) for shape, times in measured.items()]
+        note += f"; {geometric_mean(limits):.1f}× with products and images at this machine's ceilings"
     context.add(key, geometric_mean(ratios), note=note)
 
 
-def geometric_rows(context: Context, key: str, measured: list[dict[str, Timing]]) -> None:
+def floor_seconds(context: Context, shape: ConvShape) -> float:
+    """Return the time that no int8 convolution with float32 images can beat here.
+
+    Products at the int8 ceiling, then images at the last-level cache's read bandwidth (quantization needs all of the
+    input before the first product, and little of the output is left to overlap), and no call overhead at all.
+    """
+    cache = min(16 << 20, last_level_cache_bytes())
+    products = shape.operations / context.ceilings.own_int8(_C.isa())
+    return products + shape.float_bytes / context.ceilings.bandwidth[cache]
+
+
+def geometric_rows(context: Context, key: str, measured: Measured) -> None:
     """Record the four rows of one group of shapes."""
     for baseline in ("fp32", "onednn", "bf16"):
         add_geometric(context, f"conv2d.{key}.{baseline}", measured, OURS, baseline)

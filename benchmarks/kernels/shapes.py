@@ -30,6 +30,13 @@ class ConvShape:
         return 2.0 * out * out * self.out_channels * self.kernel**2 * (self.in_channels // self.groups)
 
     @property
+    def float_bytes(self) -> float:
+        """Bytes of input pixels that are read and output pixels that are written, in float32, for one image."""
+        out = (self.side + 2 * self.padding - self.kernel) // self.stride + 1
+        read = self.side // self.stride if self.kernel == 1 else self.side
+        return 4.0 * (read * read * self.in_channels + out * out * self.out_channels)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each channel is convolved alone."""
         return self.groups == self.in_channels == self.out_channels
