@@ -140,7 +140,7 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
         call.row_scale = static_cast<const float*>(scale->data_ptr());
         call.row_zero_point = static_cast<const int32_t*>(zero->data_ptr());
     }
-    call.threads = threads();
+    call.threads.limit = threads();
     linear_w8a8(blob, call);
     return out;
 }
@@ -220,7 +220,7 @@ Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_cha
         kept = in_format(single ? torch::stable::unsqueeze(*residual, 0) : *residual, call.channels_last);
         call.out.residual = kept->data_ptr();
     }
-    call.threads = threads();
+    call.threads.limit = threads();
     conv2d_w8a8(blob, call);
     return single ? torch::stable::squeeze(out, 0) : out;
 }

@@ -72,7 +72,7 @@ void linear(const py::object& x, const py::object& packed, const py::object& out
     check_disjoint(
         op, {{"out", o.out}},
         {{"x", xb}, {"packed", blob}, {"residual", o.residual}, {"input_scale", scale}, {"input_zero_point", zero}});
-    call.threads = checked_threads(threads, op);
+    call.threads.exactly = checked_threads(threads, op);
     py::gil_scoped_release release;
     linear_w8a8(header, call);
 }
@@ -122,7 +122,7 @@ void conv2d(const py::object& x, const py::object& packed, const py::object& out
                       ", height " + std::to_string(oh) + ", width " + std::to_string(ow) + " in " + layout + " order");
     call.out = o.spec;
     check_disjoint(op, {{"out", o.out}}, {{"x", xb}, {"packed", blob}, {"residual", o.residual}});
-    call.threads = checked_threads(threads, op);
+    call.threads.exactly = checked_threads(threads, op);
     py::gil_scoped_release release;
     conv2d_w8a8(header, call);
 }

@@ -16,7 +16,8 @@
 namespace fastcompress {
 namespace {
 
-constexpr int64_t kChunkBytes = 1 << 20;        // quantized image (or gathered matrix) of a chunk: fits L2
+constexpr int64_t kChunkBytes = 1 << 20;  // quantized image (or gathered matrix) of a chunk: fits L2
+constexpr int64_t kDepthwiseCost = 4;
 constexpr int64_t kDepthwisePixels = 8;         // the kernel's largest tile
 constexpr int64_t kDepthwiseScratch = 1 << 13;  // accumulators of one run of pixels: fits L1
 
@@ -51,7 +52,7 @@ class Conv {
                     l.height == call.height && l.width == call.width && (!g_.uniform || l.pitch == blob.k_pad);
         const int64_t per_image = gather_ ? g_.pixels() * blob.k_pad * blob.groups : l.image_bytes();
         chunk_ = std::min(call.batch, std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, per_image)));
-        threads_ = gemm_threads(call.threads, call.batch * g_.pixels() * blob.out_channels * blob.k_pad);
+        threads_ = worthwhile_threads(table_, call.threads, work());
         rows_per_task_ = image_rows_per_task(source_, l);
         tasks_per_image_ = ceil_div(l.height, rows_per_task_);
         reserve();
@@ -82,6 +83,18 @@ class Conv {
         GemmPlan plan;
         TaskQueue build, offsets, compute, finish;
     };
+
+    Work work() const {
+        const int64_t columns = blob_.panels * kPanel * blob_.groups;
+        Work w;
+        w.outputs = call_.batch * g_.pixels() * blob_.out_channels;
+        w.multiply_adds = call_.batch * g_.pixels() * columns * blob_.k_pad;
+        // Depthwise tiles gather their operands and keep the multipliers waiting.
+        if (depthwise_) w.multiply_adds = kDepthwiseCost * w.outputs * blob_.k_pad;
+        w.weight_bytes = columns * blob_.k_pad;
+        w.inputs = in_place_ ? 0 : call_.batch * call_.height * call_.width * channels_;
+        return w;
+    }
 
     void reserve() {
         const ImageLayout& l = g_.image;

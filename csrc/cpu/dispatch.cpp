@@ -22,6 +22,7 @@ constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTabl
             w.tile_rows,
             w.call_rows,
             w.uniform_rows,
+            w.multiply_adds_per_ns,
             small ? small->gemm : nullptr,
             small ? int64_t{4} : int64_t{0},
             w.depthwise ? w.depthwise : small->depthwise,

@@ -5,9 +5,12 @@
 namespace fastcompress {
 namespace {
 
-// Waking a second thread costs 1-2 us: worth it from about a quarter of a million multiply-adds (0.3 us of VNNI,
-// but mostly weights to be read).
-constexpr int64_t kSerialMultiplyAdds = 1 << 18;
+// A second thread has to be told, reads what the first one wrote from the other core's cache, and is waited for. Between
+// two cores of one cache complex that costs 2 us, between complexes (where a virtual machine may find itself) 15 us:
+// depthwise 960 x 7 x 7 takes 16 us on one thread and 14 or 29 on two. So: two threads from 12 us of work on.
+constexpr double kSerialNs = 12000;
+// Of one core: weights from the last level of cache, quantizing an input, the epilogue of an output.
+constexpr double kWeightByteNs = 0.02, kInputNs = 0.03, kOutputNs = 0.1;
 constexpr int64_t kRowBlock = 192;  // activations of a task stay in L2 beside a weight panel
 constexpr int64_t kTasksPerThread = 4;
 // Tiles of 64 columns reuse weights best. With a short reduction the output's way to memory counts more, and tiles of
@@ -17,9 +20,12 @@ constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L
 
 }  // namespace
 
-int gemm_threads(int requested, int64_t multiply_adds) {
-    const int threads = requested > 0 ? requested : max_threads();
-    return multiply_adds < kSerialMultiplyAdds ? 1 : std::min(threads, kMaxThreads);
+int worthwhile_threads(const KernelTable& table, const Threads& threads, const Work& work) {
+    if (threads.exactly > 0) return std::min(threads.exactly, kMaxThreads);
+    const double ns = static_cast<double>(work.multiply_adds) / static_cast<double>(table.multiply_adds_per_ns) +
+                      kWeightByteNs * static_cast<double>(work.weight_bytes) +
+                      kInputNs * static_cast<double>(work.inputs) + kOutputNs * static_cast<double>(work.outputs);
+    return ns < kSerialNs ? 1 : std::min(threads.limit > 0 ? threads.limit : max_threads(), kMaxThreads);
 }
 
 GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int64_t k_pad, int threads) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fastcompress/kernels.h"
+#include "fastcompress/w8a8.h"
 #include "parallel.h"
 
 namespace fastcompress {
@@ -34,7 +35,11 @@ GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int6
 // Task `task` of the plan, on this thread's scratch.
 void run_gemm_task(const GemmProblem& problem, const GemmPlan& plan, int64_t task, int32_t* scratch);
 
-// Threads worth starting for so many multiply-adds.
-int gemm_threads(int requested, int64_t multiply_adds);
+// What a call has to do, in the units that its time depends on.
+struct Work {
+    int64_t multiply_adds = 0, weight_bytes = 0, inputs = 0, outputs = 0;  // inputs, outputs: elements
+};
+// Threads worth starting for it: one while a second would wait for the first one's data longer than it computes.
+int worthwhile_threads(const KernelTable& table, const Threads& threads, const Work& work);
 
 }  // namespace fastcompress

@@ -175,7 +175,12 @@ void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     const int64_t stride = conflicts ? blob.k_pad + kCacheLine : blob.k_pad;
     const Linear linear{table, blob, call, mode, k, stride, in_place, dynamic};
 
-    const int threads = gemm_threads(call.threads, call.rows * blob.k_pad * blob.out_channels);
+    Work work;
+    work.weight_bytes = blob.panels * kPanel * blob.k_pad;
+    work.multiply_adds = call.rows * work.weight_bytes;
+    work.inputs = in_place ? 0 : call.rows * k;
+    work.outputs = call.rows * blob.out_channels;
+    const int threads = worthwhile_threads(table, call.threads, work);
     const int64_t block = block_rows(linear, threads);
     const size_t rows_bytes =
         block ? linear.rows_bytes(block) * static_cast<size_t>(threads) : linear.rows_bytes(call.rows);

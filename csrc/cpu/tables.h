@@ -22,6 +22,7 @@ struct W8A8Table {
     int64_t tile_rows;
     int64_t call_rows;
     bool uniform_rows;
+    float multiply_adds_per_ns;
     decltype(KernelTable::depthwise) depthwise;
     // Register-only loop of the family's multiply instruction: operations per call of `iterations` loops.
     int64_t (*ceiling)(int64_t iterations);

@@ -97,7 +97,7 @@ void check_linear(const char* isa, int rows, int k, int n, int threads) {
     call.rows = rows;
     call.out.data = out.data();
     call.out.dtype = fc::DType::i32;
-    call.threads = threads;
+    call.threads.exactly = threads;
     fc::linear_w8a8(layer.header(), call);
     expect(out == expected, isa, "linear, u8 to i32");
 
@@ -135,7 +135,7 @@ void check_conv(const char* isa, const Shape& s, int threads) {
     call.stride_h = call.stride_w = s.stride;
     call.dilation_h = call.dilation_w = s.dilation;
     call.pad_top = call.pad_bottom = call.pad_left = call.pad_right = s.pad;
-    call.threads = threads;
+    call.threads.exactly = threads;
     const int oh = static_cast<int>(fc::conv_out_height(layer.header(), call));
     const int ow = static_cast<int>(fc::conv_out_width(layer.header(), call));
     const auto index = [&](int b, int c, int y, int z, int channels, int height, int width) {

@@ -135,6 +135,6 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_amxint8 = {gemm, "tdpbusd 32x32", 64, 32, 128, true, nullptr, ceiling};
+extern const W8A8Table kW8A8_amxint8 = {gemm, "tdpbusd 32x32", 64, 32, 128, true, 1500, nullptr, ceiling};
 
 }  // namespace fastcompress

@@ -31,6 +31,6 @@ int64_t ceiling(int64_t iterations) {
 namespace fastcompress {
 
 extern const W8A8Table kW8A8_avx2 = {
-    gemm<DotWiden256, 4, 1>, "vpmaddwd 4x16", 4, 4, 0, false, depthwise<DotWiden256, GatherWiden>, ceiling};
+    gemm<DotWiden256, 4, 1>, "vpmaddwd 4x16", 4, 4, 0, false, 80, depthwise<DotWiden256, GatherWiden>, ceiling};
 
 }  // namespace fastcompress

@@ -34,7 +34,7 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_avxvnni = {gemm<Dot, 6, 1>, "vpdpbusd-256 6x16",       4,      6, 0,
-                                        false,           depthwise<Dot, Gather256>, ceiling};
+extern const W8A8Table kW8A8_avxvnni = {
+    gemm<Dot, 6, 1>, "vpdpbusd-256 6x16", 4, 6, 0, false, 200, depthwise<Dot, Gather256>, ceiling};
 
 }  // namespace fastcompress

@@ -49,7 +49,7 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_avx512 = {gemm<Dot, 4, 4>, "vpmaddwd 4x64",        4,      4, 0,
-                                       false,           depthwise<Dot, Gather>, ceiling};
+extern const W8A8Table kW8A8_avx512 = {gemm<Dot, 4, 4>,        "vpmaddwd 4x64", 4, 4, 0, false, 200,
+                                       depthwise<Dot, Gather>, ceiling};
 
 }  // namespace fastcompress

@@ -34,7 +34,7 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_avx512vnni = {gemm<Dot, 6, 4>, "vpdpbusd 6x64",           4,      6, 0,
-                                           false,           depthwise<Dot, Gather512>, ceiling};
+extern const W8A8Table kW8A8_avx512vnni = {gemm<Dot, 6, 4>,           "vpdpbusd 6x64", 4, 6, 0, false, 500,
+                                           depthwise<Dot, Gather512>, ceiling};
 
 }  // namespace fastcompress

@@ -72,6 +72,7 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_generic = {gemm<Dot, 4, 1>, "c++ 4x16", 4, 4, 0, false, depthwise<Dot, Gather>, ceiling};
+extern const W8A8Table kW8A8_generic = {gemm<Dot, 4, 1>,        "c++ 4x16", 4, 4, 0, false, 10,
+                                        depthwise<Dot, Gather>, ceiling};
 
 }  // namespace fastcompress

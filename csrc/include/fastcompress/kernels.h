@@ -84,6 +84,7 @@ struct KernelTable {
     int64_t tile_rows;
     int64_t call_rows;
     bool uniform_rows;
+    float multiply_adds_per_ns;  // of one core, roughly: to judge whether work is worth a second thread
 
     // For few rows (up to small_rows), when the main kernel wastes work on them; same packed layout. Null: none.
     void (*gemm_small)(const GemmBlock&);

@@ -1,10 +1,16 @@
 // Entry points of the w8a8 family on raw memory. Arguments are checked against the blob; std::invalid_argument says what
-// is wrong. Buffers must not overlap. Any thread may call; `threads` <= 0 means all.
+// is wrong. Buffers must not overlap. Any thread may call.
 #pragma once
 
 #include "fastcompress/blob.h"
 
 namespace fastcompress {
+
+// How many threads share a call: exactly so many, or as many as are worth starting for it, at most `limit` (0: all).
+struct Threads {
+    int exactly = 0;  // 0: as many as are worthwhile
+    int limit = 0;
+};
 
 struct OutputSpec {
     void* data = nullptr;
@@ -23,7 +29,7 @@ struct LinearCall {
     const float* row_scale = nullptr;
     const int32_t* row_zero_point = nullptr;
     OutputSpec out;  // [rows, out_channels] contiguous
-    int threads = 0;
+    Threads threads;
 };
 
 // blob: opened (open_blob) for the current ISA.
@@ -37,7 +43,7 @@ struct ConvCall {
     int64_t stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
     int64_t pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
     OutputSpec out;
-    int threads = 0;
+    Threads threads;
 };
 
 int64_t conv_out_height(const BlobHeader& blob, const ConvCall& call);
