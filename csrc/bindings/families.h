@@ -10,14 +10,14 @@ namespace fastcompress::bindings {
 
 inline const BlobHeader& open_linear(const void* blob, int64_t bytes) {
     const BlobHeader& header = open_blob(static_cast<const uint8_t*>(blob), bytes);
-    if (header.family != static_cast<int32_t>(Family::linear))
+    if (header.family != static_cast<int32_t>(Family::linear) && !is_block_sparse(header))
         throw std::invalid_argument("linear_w8a8: the packed weights belong to a convolution; use conv2d_w8a8");
     return header;
 }
 
 inline const BlobHeader& open_conv2d(const void* blob, int64_t bytes) {
     const BlobHeader& header = open_blob(static_cast<const uint8_t*>(blob), bytes);
-    if (header.family == static_cast<int32_t>(Family::linear))
+    if (header.family == static_cast<int32_t>(Family::linear) || is_block_sparse(header))
         throw std::invalid_argument("conv2d_w8a8: the packed weights belong to a linear layer; use linear_w8a8");
     return header;
 }

@@ -35,37 +35,35 @@ py::array_t<uint8_t> aligned_array(int64_t bytes) {
     return py::array_t<uint8_t>(bytes, static_cast<uint8_t*>(memory), owner);
 }
 
-py::array pack(const py::object& weight, const py::object& weight_scale, const py::object& bias, int input_mode,
-               float input_scale, int input_zero_point, int activation, int64_t groups) {
-    const char* op = "pack_w8a8";
-    const Buffer w = input(weight, {DType::s8}, op, "weight");
-    if (w.rank() != 2 && w.rank() != 4) bad_shape(op, "weight", w, "[out, in] or [out, in/groups, kh, kw]");
-    if (groups < 1 || (w.rank() == 2 && groups != 1))
-        throw py::value_error("pack_w8a8: groups is " + std::to_string(groups) + "; a 2-D weight has exactly 1");
-    const Buffer scale = input(weight_scale, {DType::f32}, op, "weight_scale");
-    const std::string per_channel = "[" + std::to_string(w.dim(0)) + "], one per output channel";
-    if (scale.rank() != 1 || scale.size() != w.dim(0)) bad_shape(op, "weight_scale", scale, per_channel);
-    LayerSpec spec;
-    Buffer b;
+// What dense and block-sparse layers have in common; the buffers stay alive with it.
+struct Channels {
+    Buffer scale, bias;
+};
+
+Channels read_channels(const char* op, const py::object& weight_scale, const py::object& bias, int64_t channels,
+                       LayerSpec& spec) {
+    Channels c;
+    c.scale = input(weight_scale, {DType::f32}, op, "weight_scale");
+    const std::string per_channel = "[" + std::to_string(channels) + "], one per output channel";
+    if (c.scale.rank() != 1 || c.scale.size() != channels) bad_shape(op, "weight_scale", c.scale, per_channel);
+    spec.weight_scale = static_cast<const float*>(c.scale.data());
     if (!bias.is_none()) {
-        b = input(bias, {DType::f32}, op, "bias");
-        if (b.rank() != 1 || b.size() != w.dim(0)) bad_shape(op, "bias", b, per_channel);
-        spec.bias = static_cast<const float*>(b.data());
+        c.bias = input(bias, {DType::f32}, op, "bias");
+        if (c.bias.rank() != 1 || c.bias.size() != channels) bad_shape(op, "bias", c.bias, per_channel);
+        spec.bias = static_cast<const float*>(c.bias.data());
     }
-    spec.weight = static_cast<const int8_t*>(w.data());
-    spec.weight_scale = static_cast<const float*>(scale.data());
-    spec.out_channels = w.dim(0);
-    spec.in_channels = w.dim(1);
-    spec.groups = groups;
-    spec.weight_rank = static_cast<int32_t>(w.rank());
-    if (w.rank() == 4) {
-        spec.kernel_h = w.dim(2);
-        spec.kernel_w = w.dim(3);
-    }
+    spec.out_channels = channels;
+    return c;
+}
+
+void read_input(int input_mode, float input_scale, int input_zero_point, int activation, LayerSpec& spec) {
     spec.input_mode = checked_code<InputMode>(input_mode, kInputModeCount, "input_mode");
     spec.input_scale = input_scale;
     spec.input_zero_point = input_zero_point;
     spec.activation = checked_code<Activation>(activation, kActivationCount, "activation");
+}
+
+py::array packed(const LayerSpec& spec) {
     const int64_t bytes = plan_blob(spec).total_bytes;
     const py::array_t<uint8_t> blob = aligned_array(bytes);
     uint8_t* data = const_cast<uint8_t*>(blob.data());
@@ -76,28 +74,100 @@ py::array pack(const py::object& weight, const py::object& weight_scale, const p
     return blob;
 }
 
-py::dict unpack(const py::object& packed) {
-    const Buffer blob = input(packed, {DType::u8}, "unpack_w8a8", "packed");
-    const BlobHeader& h = open(blob);
-    py::array_t<int8_t> weight(weight_shape(h));
-    py::array_t<float> scale(h.out_channels), bias(h.has_bias ? h.out_channels : 0);
-    const uint8_t* data = static_cast<const uint8_t*>(blob.data());
-    int8_t* weight_data = weight.mutable_data();
-    float *scale_data = scale.mutable_data(), *bias_data = bias.mutable_data();
-    {
-        py::gil_scoped_release release;
-        unpack_weight(data, weight_data);
-        unpack_channels(h, blob_scales(h), scale_data);
-        if (h.has_bias) unpack_channels(h, blob_bias(h), bias_data);
+py::array pack(const py::object& weight, const py::object& weight_scale, const py::object& bias, int input_mode,
+               float input_scale, int input_zero_point, int activation, int64_t groups) {
+    const char* op = "pack_w8a8";
+    const Buffer w = input(weight, {DType::s8}, op, "weight");
+    if (w.rank() != 2 && w.rank() != 4) bad_shape(op, "weight", w, "[out, in] or [out, in/groups, kh, kw]");
+    if (groups < 1 || (w.rank() == 2 && groups != 1))
+        throw py::value_error("pack_w8a8: groups is " + std::to_string(groups) + "; a 2-D weight has exactly 1");
+    LayerSpec spec;
+    const Channels channels = read_channels(op, weight_scale, bias, w.dim(0), spec);
+    spec.weight = static_cast<const int8_t*>(w.data());
+    spec.in_channels = w.dim(1);
+    spec.groups = groups;
+    spec.weight_rank = static_cast<int32_t>(w.rank());
+    if (w.rank() == 4) {
+        spec.kernel_h = w.dim(2);
+        spec.kernel_w = w.dim(3);
     }
-    py::dict d;
-    d["weight"] = weight;
+    read_input(input_mode, input_scale, input_zero_point, activation, spec);
+    return packed(spec);
+}
+
+py::array pack_bsr(const py::object& crow, const py::object& col, const py::object& values, int64_t in_features,
+                   const py::object& weight_scale, const py::object& bias, int input_mode, float input_scale,
+                   int input_zero_point, int activation) {
+    const char* op = "pack_bsr_w8a8";
+    const Buffer first = input(crow, {DType::i32}, op, "crow"), columns = input(col, {DType::i32}, op, "col");
+    const Buffer v = input(values, {DType::s8}, op, "values");
+    if (v.rank() != 3 || v.dim(1) < 1 || v.dim(2) < 1) bad_shape(op, "values", v, "[blocks, block_h, block_w]");
+    if (columns.rank() != 1 || columns.size() != v.dim(0))
+        bad_shape(op, "col", columns, "[" + std::to_string(v.dim(0)) + "], one per block");
+    if (first.rank() != 1 || first.size() < 2) bad_shape(op, "crow", first, "[block rows + 1]");
+    constexpr int64_t kMaxBlocks = 2147483647;
+    if (v.dim(0) > kMaxBlocks || v.dim(1) > kMaxK || v.dim(2) > kMaxK)
+        throw py::value_error("pack_bsr_w8a8: values of shape " + std::string(py::str(v.array.attr("shape"))) +
+                              " are too many to be indexed with 32 bits");
+    BlockIndex index;
+    index.crow = static_cast<const int32_t*>(first.data());
+    index.col = static_cast<const int32_t*>(columns.data());
+    index.blocks = v.dim(0);
+    index.block_h = static_cast<int32_t>(v.dim(1));
+    index.block_w = static_cast<int32_t>(v.dim(2));
+    LayerSpec spec;
+    const Channels channels = read_channels(op, weight_scale, bias, (first.size() - 1) * v.dim(1), spec);
+    spec.weight = static_cast<const int8_t*>(v.data());
+    spec.sparse = &index;
+    spec.in_channels = in_features;
+    read_input(input_mode, input_scale, input_zero_point, activation, spec);
+    return packed(spec);
+}
+
+// Everything but the weight.
+void add_parameters(const BlobHeader& h, py::dict& d) {
+    py::array_t<float> scale(h.out_channels), bias(h.has_bias ? h.out_channels : 0);
+    unpack_channels(h, blob_scales(h), scale.mutable_data());
+    if (h.has_bias) unpack_channels(h, blob_bias(h), bias.mutable_data());
     d["weight_scale"] = scale;
     d["bias"] = h.has_bias ? py::object(bias) : py::none();
     d["input_mode"] = h.input_mode;
     d["input_scale"] = h.input_scale;
     d["input_zero_point"] = h.input_zero_point;
     d["activation"] = h.activation;
+}
+
+py::dict unpack_bsr(const py::object& packed) {
+    const Buffer blob = input(packed, {DType::u8}, "unpack_bsr_w8a8", "packed");
+    const BlobHeader& h = open(blob);
+    if (!is_block_sparse(h)) throw py::value_error("unpack_bsr_w8a8: the packed weights are dense; use unpack_w8a8");
+    py::array_t<int32_t> crow(h.panels + 1), col(h.blocks);
+    py::array_t<int8_t> values(std::vector<py::ssize_t>{h.blocks, h.block_h, h.block_w});
+    unpack_blocks(h, crow.mutable_data(), col.mutable_data(), values.mutable_data());
+    py::dict d;
+    d["crow"] = crow;
+    d["col"] = col;
+    d["values"] = values;
+    d["in_features"] = h.in_channels;
+    add_parameters(h, d);
+    return d;
+}
+
+py::dict unpack(const py::object& packed) {
+    const Buffer blob = input(packed, {DType::u8}, "unpack_w8a8", "packed");
+    const BlobHeader& h = open(blob);
+    if (is_block_sparse(h))
+        throw py::value_error("unpack_w8a8: the packed weights are block-sparse; use unpack_bsr_w8a8");
+    py::array_t<int8_t> weight(weight_shape(h));
+    const uint8_t* data = static_cast<const uint8_t*>(blob.data());
+    int8_t* weight_data = weight.mutable_data();
+    {
+        py::gil_scoped_release release;
+        unpack_weight(data, weight_data);
+    }
+    py::dict d;
+    d["weight"] = weight;
+    add_parameters(h, d);
     d["groups"] = h.groups;
     return d;
 }
@@ -120,6 +190,10 @@ py::dict info(const py::object& packed) {
     d["input_scale"] = h.input_scale;
     d["input_zero_point"] = h.input_zero_point;
     d["activation"] = h.activation;
+    if (is_block_sparse(h)) {
+        d["block_size"] = py::make_tuple(h.block_h, h.block_w);
+        d["blocks"] = h.blocks;
+    }
     return d;
 }
 
@@ -146,6 +220,12 @@ void add_packing(py::module_& m) {
     m.def("pack_w8a8", &pack, py::arg("weight"), py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode"),
           py::arg("input_scale"), py::arg("input_zero_point"), py::arg("activation"), py::arg("groups") = 1,
           "Pack s8 weights [out, in] or [out, in/groups, kh, kw] for the ISA in use; returns a uint8 array.");
+    m.def("pack_bsr_w8a8", &pack_bsr, py::arg("crow"), py::arg("col"), py::arg("values"), py::arg("in_features"),
+          py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode"), py::arg("input_scale"),
+          py::arg("input_zero_point"), py::arg("activation"),
+          "Pack block-CSR s8 weights: crow [out / 16 + 1], col [blocks] int32, values [blocks, 16, 4]. Every index is "
+          "checked.");
+    m.def("unpack_bsr_w8a8", &unpack_bsr, py::arg("packed"), "The exact inverse of pack_bsr_w8a8, as a dict.");
     m.def("unpack_w8a8", &unpack, py::arg("packed"), "The exact inverse of pack_w8a8, as a dict.");
     m.def("blob_info", &info, py::arg("packed"), "What a blob's header says.");
     m.def("blob_check", &check, py::arg("packed"), "Compare the checksums; RuntimeError when a bit has changed.");

@@ -290,7 +290,7 @@ class Conv {
 }  // namespace
 
 void conv2d_w8a8(const BlobHeader& blob, const ConvCall& call) {
-    if (blob.family == static_cast<int32_t>(Family::linear))
+    if (blob.weight_rank != 4)
         throw std::invalid_argument("conv2d_w8a8: the packed weights belong to a linear layer; use linear_w8a8");
     if (call.x_dtype == DType::s8 || call.x_dtype == DType::i32)
         throw std::invalid_argument("conv2d_w8a8: input must be f32, bf16, f16 or u8");

@@ -13,7 +13,7 @@ namespace {
 constexpr const char* kNames[kIsaCount] = {"generic", "avx2", "avxvnni", "avx512", "avx512vnni", "amxint8"};
 
 // `small`: the kernels for few rows, null where the main one serves them as well.
-constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, const W8A8Table* small) {
+KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, const W8A8Table* small) {
     return {isa,
             kNames[static_cast<int>(isa)],
             w.gemm,
@@ -26,6 +26,7 @@ constexpr KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTabl
             small ? small->gemm : nullptr,
             small ? int64_t{4} : int64_t{0},
             w.depthwise ? w.depthwise : small->depthwise,
+            &bsr_table(isa),
             e.epilogue,
             e.quantize,
             e.range};
@@ -74,6 +75,30 @@ const ElementwiseTable& elementwise_table(Isa isa) {
 #endif
     (void)isa;
     return kElementwise_generic;
+}
+
+const BsrTable& bsr_table(Isa isa) {
+    switch (isa) {
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+        case Isa::avx2:
+            return kBsr_avx2;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVXVNNI)
+        case Isa::avxvnni:
+            return kBsr_avxvnni;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+        case Isa::avx512:
+            return kBsr_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512VNNI)
+        case Isa::avx512vnni:
+        case Isa::amxint8:  // tiles of blocks are too small for AMX
+            return kBsr_avx512vnni;
+#endif
+        default:
+            return kBsr_generic;
+    }
 }
 
 const W8A8Table& w8a8_table(Isa isa) {

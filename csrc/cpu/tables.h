@@ -38,6 +38,12 @@ extern const W8A8Table kW8A8_avx512;
 extern const W8A8Table kW8A8_avx512vnni;
 extern const W8A8Table kW8A8_amxint8;
 
+extern const BsrTable kBsr_generic;
+extern const BsrTable kBsr_avx2;
+extern const BsrTable kBsr_avxvnni;
+extern const BsrTable kBsr_avx512;
+extern const BsrTable kBsr_avx512vnni;
+
 // Register-only loops of the float units; return the operations done.
 int64_t ceiling_fp32_avx2(int64_t iterations);
 int64_t ceiling_fp32_avx512(int64_t iterations);
@@ -47,5 +53,6 @@ int64_t ceiling_bf16_amx(int64_t iterations);
 // dispatch.cpp
 const W8A8Table& w8a8_table(Isa isa);
 const ElementwiseTable& elementwise_table(Isa isa);
+const BsrTable& bsr_table(Isa isa);
 
 }  // namespace fastcompress

@@ -1,18 +1,10 @@
 // w8a8 kernels for AVX-VNNI (256-bit vpdpbusd, VEX-encoded): 6 x 16 tiles.
 #include "../families/depthwise_impl.h"
 #include "../families/gemm_impl.h"
-#include "../simd/dot_avx2.h"
+#include "../simd/dot_avxvnni.h"
 #include "../tables.h"
 
 namespace {
-
-struct Dot : Dot256Base {
-    using A = __m256i;
-    using B = __m256i;
-    static B load_b(const int8_t* p) { return load(p); }
-    static A broadcast(const uint8_t* p) { return _mm256_set1_epi32(load_quad(p)); }
-    static Acc dot(Acc acc, A a, B b) { return _mm256_dpbusd_avx_epi32(acc, a, b); }
-};
 
 int64_t ceiling(int64_t iterations) {
     __m256i acc[12], x = _mm256_set1_epi32(0x01020304), y = x;
@@ -22,7 +14,7 @@ int64_t ceiling(int64_t iterations) {
 #pragma GCC unroll 16
         for (int j = 0; j < 12; ++j) {
             asm volatile("" : "+x"(x), "+x"(y));
-            acc[j] = Dot::dot(acc[j], x, y);
+            acc[j] = DotVnni256::dot(acc[j], x, y);
         }
     }
 #pragma GCC unroll 16
@@ -35,6 +27,6 @@ int64_t ceiling(int64_t iterations) {
 namespace fastcompress {
 
 extern const W8A8Table kW8A8_avxvnni = {
-    gemm<Dot, 6, 1>, "vpdpbusd-256 6x16", 4, 6, 0, false, 200, depthwise<Dot, Gather256>, ceiling};
+    gemm<DotVnni256, 6, 1>, "vpdpbusd-256 6x16", 4, 6, 0, false, 200, depthwise<DotVnni256, Gather256>, ceiling};
 
 }  // namespace fastcompress

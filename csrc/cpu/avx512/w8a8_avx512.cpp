@@ -6,27 +6,8 @@
 
 namespace {
 
-struct Dot : Dot512Base {
-    struct B {
-        __m512i even, odd;
-    };
-    struct A {
-        __m512i even, odd;
-    };
-    static B load_b(const int8_t* p) {
-        const __m512i b = load(p);
-        return {_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), _mm512_srai_epi16(b, 8)};
-    }
-    static A split(__m512i a) { return {_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(a, 8)}; }
-    static A broadcast(const uint8_t* p) { return split(_mm512_set1_epi32(load_quad(p))); }
-    static Acc dot(Acc acc, A a, B b) {
-        acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a.even, b.even));
-        return _mm512_add_epi32(acc, _mm512_madd_epi16(a.odd, b.odd));
-    }
-};
-
 struct Gather : Gather512 {
-    static Dot::A part(__m512i bytes, int) { return Dot::split(bytes); }
+    static DotWiden512::A part(__m512i bytes, int) { return DotWiden512::split(bytes); }
 };
 
 int64_t ceiling(int64_t iterations) {
@@ -49,7 +30,7 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_avx512 = {gemm<Dot, 4, 4>,        "vpmaddwd 4x64", 4, 4, 0, false, 200,
-                                       depthwise<Dot, Gather>, ceiling};
+extern const W8A8Table kW8A8_avx512 = {gemm<DotWiden512, 4, 4>,        "vpmaddwd 4x64", 4, 4, 0, false, 200,
+                                       depthwise<DotWiden512, Gather>, ceiling};
 
 }  // namespace fastcompress

@@ -1,18 +1,10 @@
 // w8a8 kernels for AVX-512 VNNI: 6 x 64 tiles, 24 accumulators, four weight vectors, one broadcast.
 #include "../families/depthwise_impl.h"
 #include "../families/gemm_impl.h"
-#include "../simd/dot_avx512.h"
+#include "../simd/dot_avx512vnni.h"
 #include "../tables.h"
 
 namespace {
-
-struct Dot : Dot512Base {
-    using A = __m512i;
-    using B = __m512i;
-    static B load_b(const int8_t* p) { return load(p); }
-    static A broadcast(const uint8_t* p) { return _mm512_set1_epi32(load_quad(p)); }
-    static Acc dot(Acc acc, A a, B b) { return _mm512_dpbusd_epi32(acc, a, b); }
-};
 
 int64_t ceiling(int64_t iterations) {
     __m512i acc[16], x = _mm512_set1_epi32(0x01020304), y = x;
@@ -34,7 +26,7 @@ int64_t ceiling(int64_t iterations) {
 
 namespace fastcompress {
 
-extern const W8A8Table kW8A8_avx512vnni = {gemm<Dot, 6, 4>,           "vpdpbusd 6x64", 4, 6, 0, false, 500,
-                                           depthwise<Dot, Gather512>, ceiling};
+extern const W8A8Table kW8A8_avx512vnni = {gemm<DotVnni512, 6, 4>,           "vpdpbusd 6x64", 4, 6, 0, false, 500,
+                                           depthwise<DotVnni512, Gather512>, ceiling};
 
 }  // namespace fastcompress

@@ -36,6 +36,28 @@ void for_each_weight(const BlobHeader& h, F&& f) {
                       ((g * per_set + n) * h.in_channels + c) * taps + t, g * h.panels * kPanel + n);
 }
 
+void pack_panels(const LayerSpec& s, const BlobHeader& h, int8_t* panels, int32_t* sums) {
+    for_each_weight(h, [&](int64_t to, int64_t from, int64_t channel) {
+        panels[to] = s.weight[from];
+        sums[channel] += s.weight[from];
+    });
+}
+
+// A canonical block [16][4] is a stored block: n16k4 is its own order.
+void pack_blocks(const LayerSpec& s, const BlobHeader& h, uint8_t* blob, int32_t* sums) {
+    const BlockIndex& b = *s.sparse;
+    std::memcpy(blob + h.pointer_offset, b.crow, static_cast<size_t>((h.panels + 1) * 4));
+    std::memcpy(blob + h.panels_offset, s.weight, static_cast<size_t>(b.blocks * b.block_h * b.block_w));
+    uint16_t* quads = reinterpret_cast<uint16_t*>(blob + h.quad_offset);
+    for (int64_t row = 0; row < h.panels; ++row)
+        for (int64_t i = b.crow[row]; i < b.crow[row + 1]; ++i) {
+            quads[i] = static_cast<uint16_t>(b.col[i]);
+            const int8_t* block = s.weight + i * b.block_h * b.block_w;
+            for (int64_t n = 0; n < b.block_h; ++n)
+                for (int64_t k = 0; k < b.block_w; ++k) sums[row * kPanel + n] += block[n * b.block_w + k];
+        }
+}
+
 void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument(message);
 }
@@ -51,12 +73,12 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
     require(bytes == h.total_bytes,
             "pack_w8a8: the buffer has " + std::to_string(bytes) + " bytes, needs " + std::to_string(h.total_bytes));
     std::memset(blob, 0, static_cast<size_t>(bytes));
-    int8_t* panels = reinterpret_cast<int8_t*>(blob + h.panels_offset);
     int32_t* sums = reinterpret_cast<int32_t*>(blob + h.column_sum_offset);
-    for_each_weight(h, [&](int64_t to, int64_t from, int64_t channel) {
-        panels[to] = s.weight[from];
-        sums[channel] += s.weight[from];
-    });
+    if (s.sparse) {
+        pack_blocks(s, h, blob, sums);
+    } else {
+        pack_panels(s, h, reinterpret_cast<int8_t*>(blob + h.panels_offset), sums);
+    }
     float* scales = reinterpret_cast<float*>(blob + h.scale_offset);
     float* bias = reinterpret_cast<float*>(blob + h.bias_offset);
     for (int64_t n = 0; n < h.out_channels; ++n) {
@@ -74,6 +96,12 @@ void verify_blob(const uint8_t* blob, int64_t bytes) {
         throw BlobError(
             "packed weights: the payload is corrupt (checksum mismatch); load the layer's "
             "state_dict or checkpoint again");
+}
+
+void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, int8_t* values) {
+    std::memcpy(crow, blob_pointers(h), static_cast<size_t>((h.panels + 1) * 4));
+    std::memcpy(values, blob_panels(h), static_cast<size_t>(h.blocks * h.block_h * h.block_w));
+    for (int64_t i = 0; i < h.blocks; ++i) col[i] = blob_quads(h)[i];
 }
 
 void unpack_weight(const uint8_t* blob, int8_t* weight) {

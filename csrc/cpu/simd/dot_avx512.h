@@ -7,7 +7,7 @@
 
 namespace {
 
-inline int32_t load_quad(const uint8_t* p) {
+inline int32_t load_quad(const void* p) {
     int32_t q;
     __builtin_memcpy(&q, p, 4);
     return q;
@@ -17,9 +17,30 @@ struct Dot512Base {
     static constexpr int lanes = 16;
     using Acc = __m512i;
     static Acc zero() { return _mm512_setzero_si512(); }
+    static Acc add(Acc a, Acc b) { return _mm512_add_epi32(a, b); }
     static Acc load(const int32_t* p) { return _mm512_loadu_si512(p); }
     static void store(int32_t* p, Acc a) { _mm512_storeu_si512(p, a); }
     static __m512i load(const int8_t* p) { return _mm512_loadu_si512(p); }
+};
+
+// Even and odd bytes as int16; two vpmaddwd add them up exactly.
+struct DotWiden512 : Dot512Base {
+    struct B {
+        __m512i even, odd;
+    };
+    struct A {
+        __m512i even, odd;
+    };
+    static B split_b(__m512i b) { return {_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), _mm512_srai_epi16(b, 8)}; }
+    static B load_b(const int8_t* p) { return split_b(load(p)); }
+    static B broadcast_b(const int8_t* p) { return split_b(_mm512_set1_epi32(load_quad(p))); }
+    static A load_a(const uint8_t* p) { return split(_mm512_loadu_si512(p)); }
+    static A split(__m512i a) { return {_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(a, 8)}; }
+    static A broadcast(const uint8_t* p) { return split(_mm512_set1_epi32(load_quad(p))); }
+    static Acc dot(Acc acc, A a, B b) {
+        acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a.even, b.even));
+        return _mm512_add_epi32(acc, _mm512_madd_epi16(a.odd, b.odd));
+    }
 };
 
 // 64 bytes { p0[c], p1[c], p2[c], p3[c] }: dwords transposed across lanes, then bytes inside each lane.

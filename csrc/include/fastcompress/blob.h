@@ -10,6 +10,13 @@
 //     depthwise  K = kw * round_up(kh, 4), the C channels are n; taps ordered as in kernels.h, DepthwiseRow
 //
 // and is then padded to k_pad, a multiple of the ISA's k_unit. Padding holds zero weights.
+//
+// Block-sparse weights keep the blocks of 16 channels x 4 inputs that are not zero:
+//
+//     | header 256 | first block of each panel | quad of each block | blocks | column sums | weight scales | bias |
+//                    int32 [panels + 1]          uint16 [blocks]      64 bytes each
+//
+// A block is 64 bytes of an n16k4 panel, and the quad says which: inputs 4q .. 4q+3. Two bytes of index for 64 of weights.
 #pragma once
 
 #include <exception>
@@ -20,7 +27,7 @@
 
 namespace fastcompress {
 
-enum class Family : int32_t { linear = 0, conv2d = 1, depthwise = 2 };
+enum class Family : int32_t { linear = 0, conv2d = 1, depthwise = 2, linear_bsr = 3 };
 
 constexpr uint32_t kBlobMagic = 0x4b504346u;  // "FCPK"
 constexpr int32_t kBlobVersion = 1;
@@ -47,14 +54,27 @@ struct BlobHeader {
     int32_t activation;
     int32_t weight_rank;  // 2 or 4
     uint64_t payload_checksum;
-    uint8_t reserved[96];
+    int64_t blocks;                       // block-sparse weights only, like the following
+    int64_t pointer_offset, quad_offset;  // bytes from the start
+    int32_t block_h, block_w;             // 0: dense
+    uint8_t reserved[64];
     uint64_t header_checksum;  // of the bytes before it
 };
 static_assert(sizeof(BlobHeader) == kHeaderBytes, "the header is part of the format");
 
+// Block-CSR: block row r holds blocks crow[r] .. crow[r+1]-1, block i of them columns col[i]*block_w .. of the matrix.
+struct BlockIndex {
+    const int32_t* crow = nullptr;  // [out / block_h + 1]
+    const int32_t* col = nullptr;   // [blocks], ascending within a block row
+    int64_t blocks = 0;
+    int32_t block_h = 0, block_w = 0;
+};
+
 // Canonical description of a layer; pointers are borrowed.
 struct LayerSpec {
-    const int8_t* weight = nullptr;  // [out, in_channels, kernel_h, kernel_w], C-contiguous
+    // [out, in_channels, kernel_h, kernel_w], C-contiguous; with `sparse` its values [blocks, block_h, block_w].
+    const int8_t* weight = nullptr;
+    const BlockIndex* sparse = nullptr;
     const float* weight_scale = nullptr;
     const float* bias = nullptr;
     int64_t out_channels = 0, in_channels = 0, groups = 1, kernel_h = 1, kernel_w = 1;
@@ -82,14 +102,23 @@ void pack_blob(const LayerSpec& spec, uint8_t* blob, int64_t bytes);
 const BlobHeader& open_blob(const uint8_t* blob, int64_t bytes, bool any_isa = false);
 // Payload checksum as well.
 void verify_blob(const uint8_t* blob, int64_t bytes);
-// The weights of an opened blob, [out, in_channels, kernel_h, kernel_w].
+// The weights of an opened dense blob, [out, in_channels, kernel_h, kernel_w].
 void unpack_weight(const uint8_t* blob, int8_t* weight);
+// The weights of an opened block-sparse blob: crow [out / block_h + 1], col [blocks], values [blocks, block_h, block_w].
+void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, int8_t* values);
 // Per-channel values (blob_scales, blob_bias) of an opened blob without their padding: out [out_channels].
 void unpack_channels(const BlobHeader& h, const float* padded, float* out);
 
 inline const int8_t* blob_panels(const BlobHeader& h) { return reinterpret_cast<const int8_t*>(&h) + h.panels_offset; }
 inline const int32_t* blob_column_sums(const BlobHeader& h) {
     return reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(&h) + h.column_sum_offset);
+}
+inline bool is_block_sparse(const BlobHeader& h) { return h.block_h > 0; }
+inline const int32_t* blob_pointers(const BlobHeader& h) {
+    return reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(&h) + h.pointer_offset);
+}
+inline const uint16_t* blob_quads(const BlobHeader& h) {
+    return reinterpret_cast<const uint16_t*>(reinterpret_cast<const uint8_t*>(&h) + h.quad_offset);
 }
 inline const float* blob_scales(const BlobHeader& h) {
     return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(&h) + h.scale_offset);

@@ -72,6 +72,39 @@ struct DepthwiseRow {
     int64_t acc_ld;
 };
 
+// Block-sparse products: rows of `rows` tokens times the blocks of panels [panel0, panel1), finished like a GEMM's.
+//
+// Few rows are read as they lie, row_stride bytes apart. More rows come as a tile of `width` tokens, interleaved by quads of inputs,
+//
+//     byte offset = (quad * width + token) * 4 + (k % 4)
+//
+// so that what a block needs of all tokens lies in one or two cache lines. Tokens beyond `rows` are zeros.
+struct SparseProduct {
+    const uint8_t* a;
+    int64_t row_stride, width;
+    int64_t rows;
+    const int32_t* pointer;  // [panels + 1]: first block of each panel of 16 channels
+    const uint16_t* quad;    // [blocks]
+    const int8_t* w;         // [blocks][16][4]
+    int64_t panel0, panel1;
+    int32_t* c;  // scratch of kScratchElements
+    EpilogueFunction finish;
+    const Epilogue* epilogue;
+    int64_t row0;
+};
+
+// One ISA's kernels for 16x4 blocks.
+struct BsrTable {
+    const char* name;
+    void (*rows)(const SparseProduct&);  // up to few_rows rows
+    void (*tile)(const SparseProduct&);  // tiles of 16 or, where that is `widest`, 32 tokens
+    int64_t widest;
+    // Quads [quad0, quad1) of up to `width` rows, `stride` (a multiple of 4) bytes apart, to their places in a tile.
+    void (*interleave)(const uint8_t* from, int64_t stride, int64_t rows, int64_t width, int64_t quad0, int64_t quad1,
+                       uint8_t* out);
+};
+constexpr int64_t kBsrFewRows = 4;
+
 struct KernelTable {
     Isa isa;
     const char* name;
@@ -91,6 +124,8 @@ struct KernelTable {
     int64_t small_rows;
 
     void (*depthwise)(const DepthwiseRow&);
+
+    const BsrTable* bsr;
 
     EpilogueFunction epilogue;
 

@@ -1,0 +1,81 @@
+// The input of a linear layer on its way to a product: rows quantized (or taken as they are) with their parameters.
+#pragma once
+
+#include <cstring>
+
+#include "dispatch.h"
+#include "fastcompress/w8a8.h"
+#include "quantize.h"
+#include "workspace.h"
+
+namespace fastcompress {
+
+// Quantized rows and, for dynamic activations, their parameters.
+struct Rows {
+    uint8_t* q;  // [count, stride]; null: the caller's u8 rows are used where they lie
+    float* scale;
+    int32_t* zero_point;
+};
+
+// What does not change during a call.
+struct LinearInput {
+    const KernelTable& table;
+    const BlobHeader& blob;
+    const LinearCall& call;
+    InputMode mode;
+    int64_t k, stride;
+    bool in_place, dynamic;
+
+    size_t rows_bytes(int64_t count) const {
+        const size_t q = in_place ? 0 : static_cast<size_t>(count * stride);
+        const size_t tokens = dynamic ? static_cast<size_t>(count) * sizeof(float) : 0;
+        return Workspace::size(q) + 2 * Workspace::size(tokens);
+    }
+    Rows take_rows(Workspace& workspace, int64_t count) const {
+        Rows r{};
+        if (!in_place) r.q = workspace.take_array<uint8_t>(count * stride);
+        if (dynamic) {
+            r.scale = workspace.take_array<float>(count);
+            r.zero_point = workspace.take_array<int32_t>(count);
+        }
+        return r;
+    }
+
+    // Row `row` of the input to place `slot`.
+    void quantize_row(const Rows& rows, int64_t row, int64_t slot) const {
+        uint8_t* out = rows.q + slot * stride;
+        const void* x = row_at(call.x, call.x_dtype, row * k);
+        if (call.x_dtype == DType::u8) {
+            std::memcpy(out, x, static_cast<size_t>(k));
+        } else if (mode == InputMode::per_tensor) {
+            table.quantize(x, call.x_dtype, k, 1.0f / blob.input_scale, blob.input_zero_point, false, out);
+        } else {
+            quantize_token(table, x, call.x_dtype, k, mode == InputMode::per_token_symmetric, out, rows.scale + slot,
+                           rows.zero_point + slot);
+        }
+        std::memset(out + k, 0, static_cast<size_t>(stride - k));
+    }
+
+    // `e` for input rows first .., whose quantized form lies in `rows` from its start.
+    Epilogue epilogue_of(const Rows& rows, Epilogue e, int64_t first) const {
+        e.out = static_cast<uint8_t*>(e.out) + first * e.out_ld * dtype_bytes(e.out_dtype);
+        if (e.residual)
+            e.residual =
+                static_cast<const uint8_t*>(e.residual) + first * e.residual_ld * dtype_bytes(e.residual_dtype);
+        if (dynamic) {
+            e.row_scale = rows.scale;
+            e.row_zero_point = rows.zero_point;
+        } else if (call.row_scale) {
+            e.row_scale = call.row_scale + first;
+            e.row_zero_point = call.row_zero_point + first;
+        }
+        return e;
+    }
+
+    // Where quantized row 0 of `rows`, which is input row `first`, lies.
+    const uint8_t* quantized(const Rows& rows, int64_t first) const {
+        return in_place ? static_cast<const uint8_t*>(call.x) + first * k : rows.q;
+    }
+};
+
+}  // namespace fastcompress
