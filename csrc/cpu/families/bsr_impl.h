@@ -20,6 +20,20 @@ using fastcompress::SparseProduct;
 
 constexpr int64_t kBlockBytes = 64;
 
+// Panels are finished four at a time: a row of the output then gets a run of 256 bytes instead of one line, of which 32
+// rows would fall into one set of the cache.
+constexpr int64_t kPanelsTogether = 4, kTileLd = kPanelsTogether * kPanel;
+
+// Calls multiply(panel, c) for the panels of `s`, c[token * kTileLd + channel], and the epilogue for each group.
+template <class Multiply>
+inline void bsr_panels(const SparseProduct& s, const Multiply& multiply) {
+    for (int64_t p = s.panel0; p < s.panel1; p += kPanelsTogether) {
+        const int64_t count = s.panel1 - p < kPanelsTogether ? s.panel1 - p : kPanelsTogether;
+        for (int64_t i = 0; i < count; ++i) multiply(p + i, s.c + i * kPanel);
+        s.finish(*s.epilogue, s.c, kTileLd, s.row0, s.rows, p * kPanel, count * kPanel);
+    }
+}
+
 struct PanelBlocks {
     const uint16_t* quad;
     const int8_t* w;
@@ -31,72 +45,91 @@ struct PanelBlocks {
           count(s.pointer[panel + 1] - s.pointer[panel]) {}
 };
 
-// Channels in lanes: T tokens, whose quad q lies at token[t] + (q << shift).
-template <class Dot, int T>
-inline void bsr_channels(const PanelBlocks& blocks, const uint8_t* const* token, int shift, int32_t* c) {
+// Rows as they lie: quad q of token t.
+struct PlainRows {
+    const uint8_t* a;
+    int64_t stride;
+    const uint8_t* token(int t) const { return a + t * stride; }
+    static int64_t offset(uint16_t quad) { return static_cast<int64_t>(quad) << 2; }
+};
+
+// A tile of 16 tokens: one pointer serves them all.
+struct Tile16 {
+    const uint8_t* a;
+    const uint8_t* token(int t) const { return a + 4 * t; }
+    static int64_t offset(uint16_t quad) { return static_cast<int64_t>(quad) << 6; }
+};
+
+// Channels in lanes: T tokens.
+template <class Dot, int T, class Tokens>
+__attribute__((noinline)) void bsr_channels(const PanelBlocks& blocks, Tokens tokens, int32_t* c) {
     constexpr int per_panel = kPanel / Dot::lanes;
     // A few tokens alone cannot cover the latency of a product: further chains take every other block.
     constexpr int chains = T * per_panel >= 8 ? 1 : T * per_panel >= 4 ? 2 : 4;
     typename Dot::Acc acc[chains][T][per_panel];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int u = 0; u < chains; ++u)
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t)
-#pragma GCC unroll 2
+#pragma GCC unroll 16
             for (int v = 0; v < per_panel; ++v) acc[u][t][v] = Dot::zero();
     const uint8_t* a[T];
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) a[t] = token[t];
+    for (int t = 0; t < T; ++t) a[t] = tokens.token(t);
     const uint16_t* quad = blocks.quad;
     const int8_t* w = blocks.w;
     int64_t i = 0;
     for (; i + chains <= blocks.count; i += chains) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
         for (int u = 0; u < chains; ++u, w += kBlockBytes) {
-            const int64_t offset = static_cast<int64_t>(quad[i + u]) << shift;
+            const int64_t offset = Tokens::offset(quad[i + u]);
             if constexpr (T <= 4) __builtin_prefetch(w + 1024, 0, 2);
             typename Dot::B b[per_panel];
-#pragma GCC unroll 2
+#pragma GCC unroll 16
             for (int v = 0; v < per_panel; ++v) b[v] = Dot::load_b(w + v * 4 * Dot::lanes);
 #pragma GCC unroll 16
             for (int t = 0; t < T; ++t) {
                 const typename Dot::A x = Dot::broadcast(a[t] + offset);
-#pragma GCC unroll 2
+#pragma GCC unroll 16
                 for (int v = 0; v < per_panel; ++v) acc[u][t][v] = Dot::dot(acc[u][t][v], x, b[v]);
             }
         }
+#pragma GCC unroll 16
+        for (int u = 0; u < chains; ++u)
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t)
+#pragma GCC unroll 16
+                for (int v = 0; v < per_panel; ++v) Dot::pin(acc[u][t][v]);
     }
     if constexpr (chains > 1) {
         for (; i < blocks.count; ++i, w += kBlockBytes) {
-            const int64_t offset = static_cast<int64_t>(quad[i]) << shift;
+            const int64_t offset = Tokens::offset(quad[i]);
 #pragma GCC unroll 16
             for (int t = 0; t < T; ++t)
-#pragma GCC unroll 2
-                for (int v = 0; v < per_panel; ++v)
+#pragma GCC unroll 16
+                for (int v = 0; v < per_panel; ++v) {
                     acc[0][t][v] =
                         Dot::dot(acc[0][t][v], Dot::broadcast(a[t] + offset), Dot::load_b(w + v * 4 * Dot::lanes));
+                    Dot::pin(acc[0][t][v]);
+                }
         }
     }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t)
-#pragma GCC unroll 2
+#pragma GCC unroll 16
         for (int v = 0; v < per_panel; ++v) {
             typename Dot::Acc sum = acc[0][t][v];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
             for (int u = 1; u < chains; ++u) sum = Dot::add(sum, acc[u][t][v]);
-            Dot::store(c + t * kPanel + v * Dot::lanes, sum);
+            Dot::store(c + t * kTileLd + v * Dot::lanes, sum);
         }
 }
 
 // Up to four rows as they lie.
 template <class Dot, int T>
 inline void bsr_few(const SparseProduct& s) {
-    const uint8_t* token[T];
-    for (int t = 0; t < T; ++t) token[t] = s.a + t * s.row_stride;
-    for (int64_t p = s.panel0; p < s.panel1; ++p) {
-        bsr_channels<Dot, T>(PanelBlocks(s, p), token, 2, s.c);
-        s.finish(*s.epilogue, s.c, kPanel, s.row0, T, p * kPanel, kPanel);
-    }
+    const PlainRows rows{s.a, s.row_stride};
+    bsr_panels(s, [&](int64_t p, int32_t* c) { bsr_channels<Dot, T>(PanelBlocks(s, p), rows, c); });
 }
 
 template <class Dot>
@@ -110,17 +143,10 @@ void bsr_rows(const SparseProduct& s) {
 // A tile of 16 interleaved tokens, T at a time.
 template <class Dot, int T>
 void bsr_tile16(const SparseProduct& s) {
-    constexpr int64_t kTokens = 16;
-    constexpr int kShift = 6;  // 16 tokens x 4 bytes from one quad to the next
-    for (int64_t p = s.panel0; p < s.panel1; ++p) {
-        const PanelBlocks blocks(s, p);
-        for (int64_t t0 = 0; t0 < kTokens && t0 < s.rows; t0 += T) {
-            const uint8_t* token[T];
-            for (int t = 0; t < T; ++t) token[t] = s.a + 4 * (t0 + t);
-            bsr_channels<Dot, T>(blocks, token, kShift, s.c + t0 * kPanel);
-        }
-        s.finish(*s.epilogue, s.c, kPanel, s.row0, s.rows, p * kPanel, kPanel);
-    }
+    bsr_panels(s, [&](int64_t p, int32_t* c) {
+        for (int64_t t = 0; t < s.rows; t += T)
+            bsr_channels<Dot, T>(PanelBlocks(s, p), Tile16{s.a + 4 * t}, c + t * kTileLd);
+    });
 }
 
 // Words of tokens [t0, t1) and quads [quad0, quad1) to their places in a tile; rows beyond `rows` are zeros.

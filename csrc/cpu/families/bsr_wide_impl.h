@@ -10,43 +10,46 @@ constexpr int64_t kWideTokens = 32;
 
 // Channels [first, first + 8) of a panel: c[channel][token].
 template <class Dot>
-inline void bsr_wide_half(const PanelBlocks& blocks, const uint8_t* a, int first, int32_t* c) {
+__attribute__((noinline)) void bsr_wide_half(const PanelBlocks& blocks, const uint8_t* a, int first, int32_t* c) {
     constexpr int channels = 8, vectors = 2;
     typename Dot::Acc acc[channels][vectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < channels; ++n)
-#pragma GCC unroll 2
+#pragma GCC unroll 16
         for (int v = 0; v < vectors; ++v) acc[n][v] = Dot::zero();
     const int8_t* w = blocks.w + 4 * first;
     for (int64_t i = 0; i < blocks.count; ++i, w += kBlockBytes) {
         const uint8_t* x = a + (static_cast<int64_t>(blocks.quad[i]) << 7);  // 32 tokens x 4 bytes
         typename Dot::A tokens[vectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 16
         for (int v = 0; v < vectors; ++v) tokens[v] = Dot::load_a(x + 64 * v);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < channels; ++n) {
             const typename Dot::B b = Dot::broadcast_b(w + 4 * n);
-#pragma GCC unroll 2
+#pragma GCC unroll 16
             for (int v = 0; v < vectors; ++v) acc[n][v] = Dot::dot(acc[n][v], tokens[v], b);
         }
+#pragma GCC unroll 16
+        for (int n = 0; n < channels; ++n)
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; ++v) Dot::pin(acc[n][v]);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < channels; ++n)
-#pragma GCC unroll 2
+#pragma GCC unroll 16
         for (int v = 0; v < vectors; ++v) Dot::store(c + n * kWideTokens + v * Dot::lanes, acc[n][v]);
 }
 
 template <class Dot>
 void bsr_tile32(const SparseProduct& s) {
     alignas(64) int32_t by_channel[kPanel * kWideTokens];
-    for (int64_t p = s.panel0; p < s.panel1; ++p) {
+    bsr_panels(s, [&](int64_t p, int32_t* c) {
         const PanelBlocks blocks(s, p);
         bsr_wide_half<Dot>(blocks, s.a, 0, by_channel);
         bsr_wide_half<Dot>(blocks, s.a, 8, by_channel + 8 * kWideTokens);
-        transpose_16x16(by_channel, kWideTokens, s.c, kPanel);
-        if (s.rows > 16) transpose_16x16(by_channel + 16, kWideTokens, s.c + 16 * kPanel, kPanel);
-        s.finish(*s.epilogue, s.c, kPanel, s.row0, s.rows, p * kPanel, kPanel);
-    }
+        transpose_16x16(by_channel, kWideTokens, c, kTileLd);
+        if (s.rows > 16) transpose_16x16(by_channel + 16, kWideTokens, c + 16 * kTileLd, kTileLd);
+    });
 }
 
 template <class Dot>

@@ -17,6 +17,7 @@ struct Dot256Base {
     static constexpr int lanes = 8;
     using Acc = __m256i;
     static Acc zero() { return _mm256_setzero_si256(); }
+    static void pin(Acc& a) { asm("" : "+x"(a)); }  // as in dot_avx512.h
     static Acc add(Acc a, Acc b) { return _mm256_add_epi32(a, b); }
     static Acc load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static void store(int32_t* p, Acc a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }

@@ -17,6 +17,8 @@ struct Dot512Base {
     static constexpr int lanes = 16;
     using Acc = __m512i;
     static Acc zero() { return _mm512_setzero_si512(); }
+    // Pins an accumulator to a register at the end of a loop: without it g++ 12 copies accumulators in and out of every step.
+    static void pin(Acc& a) { asm("" : "+v"(a)); }
     static Acc add(Acc a, Acc b) { return _mm512_add_epi32(a, b); }
     static Acc load(const int32_t* p) { return _mm512_loadu_si512(p); }
     static void store(int32_t* p, Acc a) { _mm512_storeu_si512(p, a); }

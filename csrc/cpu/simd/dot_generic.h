@@ -32,6 +32,7 @@ struct DotGeneric {
             for (int i = 0; i < 4; ++i) acc.v[l] += a.v[4 * l + i] * b.bytes[4 * l + i];
         return acc;
     }
+    static void pin(Acc&) {}
     static Acc add(Acc a, const Acc& b) {
         for (int l = 0; l < lanes; ++l) a.v[l] += b.v[l];
         return a;
