@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -135,7 +136,7 @@ def gemv_rows(context: Context) -> None:
     copies = 3 if context.quick else copies_needed(weight_bytes)
     x = torch.randn(1, k)
     dense, first = dynamic_layer(k, n)
-    ring = [first] + [QuantLinear.from_canonical(first.canonical()) for _ in range(copies - 1)]
+    ring = [first] + [copy.deepcopy(first) for _ in range(copies - 1)]
     floats = [dense.weight.detach().clone() for _ in range(max(2, copies // 4))]
     halves = [dense.weight.detach().bfloat16() for _ in range(max(2, copies // 2))]
     x_half = x.bfloat16()

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,9 +14,10 @@ from ..errors import PackedBlobError
 from ..ops import packing
 from ..ops.canonical import W8A8Canonical
 from .lazy_weight import LazyWeight, not_trainable
-from .state import read_state, write_state
+from .state import Canonical, read_state, write_state
 
 __all__ = [
+    "Canonical",
     "QuantizedLayer",
     "below_autograd",
     "is_grad_enabled",
@@ -76,19 +77,22 @@ class QuantizedLayer(nn.Module):
     input_scale: float
     input_zero_point: int
 
+    #: The class of the canonical form.
+    canonical_class: ClassVar[Callable[..., Canonical]] = W8A8Canonical
+
     #: The float layer that this one replaces, for messages.
     replaces: ClassVar[str] = "nn.Module"
 
-    def __init__(self, c: W8A8Canonical, dtype: torch.dtype) -> None:
+    def __init__(self, c: Canonical, dtype: torch.dtype) -> None:
         super().__init__()
         if not dtype.is_floating_point:
             raise TypeError(f"{type(self).__name__}: `dtype` must be floating point, got {dtype}")
         self._dtype = dtype
-        self._weight_shape = tuple(c.weight.shape)
+        self._weight_shape = c.weight_shape
         self.register_buffer("packed", packing.pack(c), persistent=False)
         self._adopt(c)
 
-    def _adopt(self, c: W8A8Canonical) -> None:
+    def _adopt(self, c: Canonical) -> None:
         """Take over what is not a tensor."""
         self.has_bias = c.bias is not None
         self.activation = c.activation
@@ -121,7 +125,7 @@ class QuantizedLayer(nn.Module):
         """The weight as an ordinary float tensor of the logical dtype and shape (new memory)."""
         return self.canonical().dequantize().to(self._dtype)
 
-    def canonical(self) -> W8A8Canonical:
+    def canonical(self) -> Canonical:
         """The portable tensors behind this layer, bit for bit.
 
         Raises:
@@ -177,10 +181,7 @@ class QuantizedLayer(nn.Module):
                 f"{type(self).__name__}.to: quantized layers run on {' and '.join(_DEVICES)}, got device {device}; "
                 f"keep {self.replaces} unquantized there"
             )
-        c = self.canonical()
-        bias = None if c.bias is None else c.bias.to(device)
-        moved = replace(c, weight=c.weight.to(device), weight_scale=c.weight_scale.to(device), bias=bias)
-        return packing.pack(moved)
+        return packing.pack(self.canonical().to(device))
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -210,7 +211,7 @@ class QuantizedLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        c = W8A8Canonical(**state.pop("_canonical"))
+        c = type(self).canonical_class(**state.pop("_canonical"))
         super().__setstate__(state)
         self._buffers["packed"] = packing.pack(c)
 

@@ -1,20 +1,31 @@
 """``state_dict`` entries of a quantized layer: canonical tensors, checked before the layer changes."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.canonical import W8A8Canonical
+from ..ops.block_csr import BlockCSR
+from ..ops.canonical import SparseW8A8Canonical, W8A8Canonical
 
-__all__ = ["read_state", "write_state"]
+__all__ = ["Canonical", "read_state", "write_state"]
 
 
-def write_state(c: W8A8Canonical, destination: dict[str, Any], prefix: str) -> None:
+Canonical: TypeAlias = W8A8Canonical | SparseW8A8Canonical
+
+#: Entries of a block-sparse weight: another number of blocks is another value, not another kind of layer.
+_INDEX = ("crow", "col", "values")
+_VARIABLE = ("col", "values")
+
+
+def write_state(c: Canonical, destination: dict[str, Any], prefix: str) -> None:
     """Put the canonical tensors of `c` (architecture §2) into `destination` under `prefix`."""
-    destination[prefix + "weight"] = c.weight
+    if isinstance(c, SparseW8A8Canonical):
+        destination.update({prefix + name: getattr(c.blocks, name) for name in _INDEX})
+    else:
+        destination[prefix + "weight"] = c.weight
     destination[prefix + "weight_scale"] = c.weight_scale
     if c.bias is not None:
         destination[prefix + "bias"] = c.bias
@@ -24,6 +35,7 @@ def write_state(c: W8A8Canonical, destination: dict[str, Any], prefix: str) -> N
 
 
 def _mismatch(key: str, found: Any, expected: Tensor) -> str | None:
+    """Say how an entry differs in kind from the layer's own, or None."""
     if not isinstance(found, Tensor):
         return f"{key}: expected a tensor, got {type(found).__name__}"
     if found.dtype != expected.dtype:
@@ -33,20 +45,21 @@ def _mismatch(key: str, found: Any, expected: Tensor) -> str | None:
             else ""
         )
         return f"{key}: dtype mismatch, the state dict has {found.dtype}, the layer holds {expected.dtype}{hint}"
-    if found.shape != expected.shape:
+    free = key.rsplit(".", 1)[-1] in _VARIABLE
+    if found.dim() != expected.dim() or found.shape[free:] != expected.shape[free:]:
         return f"{key}: shape mismatch, the state dict has {list(found.shape)}, the layer holds {list(expected.shape)}"
     return None
 
 
 def read_state(
-    current: W8A8Canonical,
+    current: Canonical,
     state_dict: dict[str, Any],
     prefix: str,
     strict: bool,
     missing_keys: list[str],
     unexpected_keys: list[str],
     error_msgs: list[str],
-) -> W8A8Canonical | None:
+) -> Canonical | None:
     """Read a layer's entries; returns the new canonical layer, or None when nothing may change.
 
     The last three lists are filled as ``nn.Module._load_from_state_dict`` does. Keys that are missing keep the
@@ -66,7 +79,7 @@ def read_state(
         if fault:
             faults.append(fault)
         else:
-            found[name] = state_dict[key].detach().to(current.weight.device)
+            found[name] = state_dict[key].detach().to(current.weight_scale.device)
     if strict:
         others = (key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in expected)
         unexpected_keys.extend(others)
@@ -80,12 +93,21 @@ def read_state(
         return None
 
 
-def _merge(current: W8A8Canonical, found: dict[str, Tensor], prefix: str) -> W8A8Canonical:
+def _merge(current: Canonical, found: dict[str, Tensor], prefix: str) -> Canonical:
     changes: dict[str, Any] = {
         name: found[name].clone() for name in ("weight", "weight_scale", "bias") if name in found
     }
+    index = [name for name in _INDEX if name in found]
+    if index and isinstance(current, SparseW8A8Canonical):
+        if len(index) < len(_INDEX):
+            raise ValueError(f"load_state_dict: `{prefix}{index[0]}` came alone; crow, col and values go together")
+        parts = [found[name].clone() for name in _INDEX]
+        try:
+            changes["blocks"] = BlockCSR(parts[0], parts[1], parts[2], current.blocks.shape)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"load_state_dict: `{prefix}`: {error}") from error
     if "weight_scale" in changes:
-        checks.check_scale("load_state_dict", prefix + "weight_scale", changes["weight_scale"], len(current.weight))
+        checks.check_scale("load_state_dict", prefix + "weight_scale", changes["weight_scale"], current.weight_shape[0])
     if "bias" in changes and not bool(torch.isfinite(changes["bias"]).all()):
         raise ValueError(f"load_state_dict: `{prefix}bias` holds NaN or infinity")
     if "input_scale" in found:

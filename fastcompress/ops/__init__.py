@@ -4,7 +4,8 @@ import torch
 
 from . import autograd, fake, native, packing, reference, schemas
 from .arithmetic import quantize_weight
-from .canonical import W8A8Canonical
+from .block_csr import BlockCSR
+from .canonical import SparseW8A8Canonical, W8A8Canonical
 from .constants import ACTIVATIONS, INPUT_MODES, ISA_NAMES, MAX_K
 from .packing import check, info, pack, unpack
 
@@ -13,6 +14,8 @@ __all__ = [
     "INPUT_MODES",
     "ISA_NAMES",
     "MAX_K",
+    "BlockCSR",
+    "SparseW8A8Canonical",
     "W8A8Canonical",
     "check",
     "info",

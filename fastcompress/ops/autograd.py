@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_input
 
 from . import packing
 from .arithmetic import static_mask
-from .canonical import W8A8Canonical
+from .canonical import SparseW8A8Canonical, W8A8Canonical
 
 __all__ = ["BACKWARD", "conv2d_w8a8_backward", "linear_w8a8_backward", "register"]
 
@@ -48,7 +48,7 @@ def _before_activation(acc: Tensor, scale: Tensor, bias: Tensor | None, residual
     return v if residual is None else v + residual.to(torch.float32)
 
 
-def _mask(input: Tensor, grad: Tensor, c: W8A8Canonical) -> Tensor:
+def _mask(input: Tensor, grad: Tensor, c: W8A8Canonical | SparseW8A8Canonical) -> Tensor:
     if c.input_mode == "static" and input.dtype != torch.uint8:
         grad = torch.where(static_mask(input, c.input_scale, c.input_zero_point), grad, 0.0)
     return grad.to(input.dtype)
@@ -70,7 +70,7 @@ def linear_w8a8_backward(
         acc = ops.linear_w8a8(
             input,
             packed,
-            c.weight.shape[0],
+            c.weight_shape[0],
             out_dtype=torch.int32,
             input_scale=input_scale,
             input_zero_point=input_zero_point,
@@ -102,7 +102,7 @@ def conv2d_w8a8_backward(
     grad = grad_output.to(torch.float32)
     if c.activation != "none":
         acc = torch.ops.fastcompress.conv2d_w8a8(
-            input, packed, c.weight.shape[0], kernel_size, stride, padding, dilation, out_dtype=torch.int32
+            input, packed, c.weight_shape[0], kernel_size, stride, padding, dilation, out_dtype=torch.int32
         )
         bias = None if c.bias is None else c.bias.view(-1, 1, 1)
         v = _before_activation(acc, (c.weight_scale * c.input_scale).view(-1, 1, 1), bias, residual)

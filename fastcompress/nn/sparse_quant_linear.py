@@ -1,0 +1,123 @@
+"""``nn.Linear`` with block-sparse int8 weights and int8 activations."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import packing
+from ..ops.arithmetic import quantize_weight
+from ..ops.block_csr import BlockCSR
+from ..ops.canonical import SparseW8A8Canonical, W8A8Canonical
+from ..ops.packing import KERNEL_BLOCK
+from .quant_linear import QuantLinear
+
+__all__ = ["SparseQuantLinear"]
+
+
+class SparseQuantLinear(QuantLinear):
+    """Drop-in replacement of a pruned ``nn.Linear``: a `QuantLinear` that stores and runs only its non-zero 16x4 blocks.
+
+    Its ``state_dict`` holds block-CSR: ``crow`` int32 ``[out/16 + 1]``, ``col`` int32 ``[blocks]``, ``values`` int8
+    ``[blocks, 16, 4]``. Time and memory grow with the number of blocks.
+
+    Raises:
+        ValueError: ``out_features`` is not a multiple of 16 or ``in_features`` of 4.
+
+    Example:
+        >>> dense = torch.nn.Linear(64, 32)
+        >>> with torch.no_grad():
+        ...     _ = dense.weight[:, 4:].zero_()
+        >>> layer = SparseQuantLinear.from_float(dense, input_mode="dynamic")
+        >>> layer.density
+        0.0625
+
+    Source: the block format is that of ``torch.sparse_bsr_tensor``; csrc/cpu/families/bsr_impl.h explains the kernel.
+    """
+
+    canonical_class = SparseW8A8Canonical
+
+    def __init__(self, c: SparseW8A8Canonical, *, dtype: torch.dtype = torch.float32) -> None:
+        super(QuantLinear, self).__init__(c, dtype)
+        self.out_features, self.in_features = c.weight_shape
+
+    @staticmethod
+    def problem(module: nn.Linear) -> str | None:
+        """Why a layer of this shape cannot be cut into blocks, or None."""
+        height, width = KERNEL_BLOCK
+        if module.out_features % height or module.in_features % width:
+            return (
+                f"its {module.out_features}x{module.in_features} weight cannot be cut into blocks of {height}x{width}"
+            )
+        return None
+
+    @classmethod
+    def from_canonical(  # type: ignore[override]
+        cls, c: SparseW8A8Canonical, *, dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Make a layer from canonical tensors; `dtype` is the logical dtype of ``weight``.
+
+        Raises:
+            TypeError, ValueError: see ``fastcompress.ops.pack``.
+        """
+        return cls(c, dtype=dtype)
+
+    @classmethod
+    def from_float(
+        cls,
+        module: nn.Linear,
+        *,
+        input_mode: str,
+        input_scale: float = 1.0,
+        input_zero_point: int = 0,
+        activation: str = "none",
+        weight_scale: Tensor | None = None,
+    ) -> Self:
+        """Quantize a float layer and keep its blocks that are not zero; arguments as in `QuantLinear.from_float`.
+
+        Raises:
+            TypeError: not an ``nn.Linear``, or a subclass with a ``forward`` of its own.
+            ValueError: a weight that blocks of 16x4 do not fit, NaN/Inf in it, or a parameter out of range.
+        """
+        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+            raise TypeError(
+                f"SparseQuantLinear.from_float: `module` must be an nn.Linear with nn.Linear's forward, got "
+                f"{type(module).__name__}; copy its weights into an nn.Linear that computes the same"
+            )
+        problem = cls.problem(module)
+        if problem is not None:
+            raise ValueError(f"SparseQuantLinear.from_float: {problem}; use QuantLinear")
+        weight, scale = quantize_weight(module.weight, weight_scale)
+        bias = None if module.bias is None else module.bias.detach().to(torch.float32).clone()
+        blocks = BlockCSR.from_dense(weight, KERNEL_BLOCK)
+        c = SparseW8A8Canonical(blocks, scale, bias, input_mode, input_scale, input_zero_point, activation)
+        return cls(c, dtype=module.weight.dtype).train(module.training)
+
+    def canonical(self) -> SparseW8A8Canonical:
+        """The portable tensors behind this layer, bit for bit (without native kernels, all-zero blocks are dropped)."""
+        c = packing.unpack(self.packed)
+        if isinstance(c, W8A8Canonical):  # the reference layout is dense
+            blocks = BlockCSR.from_dense(c.weight, KERNEL_BLOCK)
+            return SparseW8A8Canonical(
+                blocks, c.weight_scale, c.bias, c.input_mode, c.input_scale, c.input_zero_point, c.activation
+            )
+        return c
+
+    @property
+    def density(self) -> float:
+        """Stored blocks over all blocks."""
+        header = packing.info(self.packed)
+        height, width = KERNEL_BLOCK
+        total = self.out_features // height * (self.in_features // width)
+        return float(header["blocks"]) / total if "blocks" in header else self.canonical().blocks.density
+
+    def kernel_name(self) -> str:
+        """The kernel that runs this layer, for example ``linear_w8a8_bsr16x4_avx512vnni``."""
+        header = packing.info(self.packed)
+        return str(header.get("kernel") or f"{header['family']}_bsr16x4_{header['isa']}")
+
+    def extra_repr(self) -> str:
+        """The constructor's view, for ``print(model)``."""
+        return f"{super().extra_repr()}, density={self.density:.3g}"
