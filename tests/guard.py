@@ -128,9 +128,9 @@ def _run_case(native: Any, case: Any, side: Side, threads: int) -> None:
     packed = None
     if case.pack is not None:
         pack = [buffers.place(a, read_only=True) if isinstance(a, np.ndarray) else a for a in case.pack]
-        packed = buffers.place(native.pack_w8a8(*pack), read_only=True, alignment=64)
+        packed = buffers.place(getattr(native, case.packer)(*pack), read_only=True, alignment=64)
         native.blob_check(packed)
-        native.unpack_w8a8(packed)
+        getattr(native, f"un{case.packer}")(packed)
     out = {name: buffers.place(a, read_only=False) for name, a in case.new_outputs().items()}
     guarded.call(native, packed, out, threads)
     for name, expected in case.expected.items():
@@ -146,6 +146,7 @@ def _families() -> dict[str, Callable[[int], Any]]:
 
     return {
         "linear_w8a8": lambda i: runner.build_linear(problems.linear_problem(i)),
+        "linear_bsr_w8a8": lambda i: runner.build_linear(problems.sparse_problem(i)),
         "conv2d_w8a8": lambda i: runner.build_conv(problems.conv_problem(i)),
         "quantize": lambda i: runner.build_quantize(problems.quantize_problem(i)),
     }

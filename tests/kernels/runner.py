@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests import oracles, problems, tolerances
-from tests.problems import ConvProblem, LinearProblem, QuantizeProblem
+from tests.problems import ConvProblem, LinearProblem, QuantizeProblem, SparseProblem
 
-__all__ = ["Case", "Expected", "build_conv", "build_linear", "build_quantize", "check", "same_bits"]
+__all__ = ["Case", "Expected", "block_csr", "build_conv", "build_linear", "build_quantize", "check", "same_bits"]
 
 Array = NDArray[Any]
 
@@ -38,6 +38,11 @@ class Case:
     outputs: dict[str, tuple[tuple[int, ...], str]]
     arguments: dict[str, Any]
     expected: dict[str, Expected]
+    packer: str = "pack_w8a8"
+
+    def packed(self, native: Any) -> Any:
+        """The packed weights for the ISA that is set, None for quantizers."""
+        return None if self.pack is None else getattr(native, self.packer)(*self.pack)
 
     def new_outputs(self) -> dict[str, Array]:
         """Fresh output buffers, poisoned."""
@@ -50,9 +55,8 @@ class Case:
 
     def run(self, native: Any, threads: int) -> dict[str, Array]:
         """Pack under the ISA that is set, run, return the outputs."""
-        packed = None if self.pack is None else native.pack_w8a8(*self.pack)
         out = self.new_outputs()
-        self.call(native, packed, out, threads)
+        self.call(native, self.packed(native), out, threads)
         return out
 
 
@@ -98,6 +102,9 @@ def build_linear(p: LinearProblem) -> Case:
     rng = np.random.default_rng([21, p.index])
     x, scale = problems.fill_inputs(rng, (p.m, p.k), p)
     weight, weight_scale, bias = problems.fill_weights(rng, (p.n, p.k), p.k, scale, p)
+    sparse = isinstance(p, SparseProblem)
+    if isinstance(p, SparseProblem):
+        weight = weight * np.repeat(np.repeat(p.mask(), 16, axis=0), 4, axis=1)
     residual, epilogue = _epilogue(rng, p, weight_scale, bias, (p.m, p.n))
     static = p.mode == "static"
     zero_point = int(rng.integers(256)) if static else 0
@@ -120,8 +127,7 @@ def build_linear(p: LinearProblem) -> Case:
     acc = oracles.linear_acc(q, x_zero, weight)
     out_scale, out_zero, expected = _finish(rng, acc, x_scale, epilogue, p.out_dtype)
     arguments |= {"out_scale": out_scale, "out_zero_point": out_zero}
-    pack = (
-        weight,
+    pack: tuple[Any, ...] = (
         weight_scale,
         bias,
         problems.MODES.index(p.mode),
@@ -129,7 +135,25 @@ def build_linear(p: LinearProblem) -> Case:
         zero_point,
         oracles.ACTIVATIONS.index(p.activation),
     )
-    return Case(str(p), "linear_w8a8", pack, (x,), {"out": ((p.m, p.n), p.out_dtype)}, arguments, {"out": expected})
+    pack = (*block_csr(weight, p.mask()), p.k, *pack) if isinstance(p, SparseProblem) else (weight, *pack)
+    return Case(
+        str(p),
+        "linear_w8a8",
+        pack,
+        (x,),
+        {"out": ((p.m, p.n), p.out_dtype)},
+        arguments,
+        {"out": expected},
+        "pack_bsr_w8a8" if sparse else "pack_w8a8",
+    )
+
+
+def block_csr(weight: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """crow, col and values of the 16 x 4 blocks in ``mask``, written out without package code."""
+    rows, columns = np.nonzero(mask)
+    crow = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
+    blocks = weight.reshape(mask.shape[0], 16, mask.shape[1], 4).transpose(0, 2, 1, 3)
+    return crow, columns.astype(np.int32), np.ascontiguousarray(blocks[rows, columns])
 
 
 def build_conv(p: ConvProblem) -> Case:

@@ -14,6 +14,7 @@ from tests.oracles import ACTIVATIONS
 
 FAMILIES: dict[str, tuple[Callable[[int], Any], Callable[[Any], runner.Case]]] = {
     "linear_w8a8": (problems.linear_problem, runner.build_linear),
+    "linear_bsr_w8a8": (problems.sparse_problem, runner.build_linear),
     "conv2d_w8a8": (problems.conv_problem, runner.build_conv),
     "quantize": (problems.quantize_problem, runner.build_quantize),
 }
@@ -79,6 +80,21 @@ def test_linear_problems_cover_every_remainder_and_field() -> None:
     fields = {(p.activation, p.has_bias, p.residual, p.out_dtype, p.in_dtype, p.mode, p.per_token_given) for p in ps}
     epilogues = len(ACTIVATIONS) * 2 * len(problems.RESIDUALS) * len(problems.OUT_DTYPES)
     assert len(fields) > 0.9 * epilogues * len(problems.INPUT_KINDS)
+
+
+def test_sparse_problems_cover_every_remainder_and_field() -> None:
+    ps = [problems.sparse_problem(i) for i in range(MIN_CASES)]
+    for tile in (4, 16, 32):
+        assert _covers({(p.m % tile, p.activation) for p in ps}, range(tile), ACTIVATIONS)
+        assert _covers({(p.m % tile, p.blocks) for p in ps}, range(tile), set(problems.BLOCKS))
+        assert _covers(
+            {(p.m % tile, p.in_dtype, p.mode, p.per_token_given) for p in ps}, range(tile), problems.INPUT_KINDS
+        )
+    assert _covers({(p.m, p.n) for p in ps}, range(71), range(9))
+    assert _covers(
+        {(p.n // 16 % 4, p.out_dtype, p.residual) for p in ps}, range(4), problems.OUT_DTYPES, problems.RESIDUALS
+    )
+    assert _covers({(p.k // 4 % 16, p.blocks) for p in ps}, range(16), set(problems.BLOCKS))
 
 
 def test_conv_problems_cover_every_remainder_and_field() -> None:
