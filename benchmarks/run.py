@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.plot import draw_sweep
 from benchmarks.harness.results import Report, markdown, write
 from benchmarks.harness.suite import Context
 from benchmarks.harness.timing import Budget
@@ -27,7 +28,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SUITES: dict[str, str] = {
     "linear": "benchmarks.kernels.linear_w8a8",
     "conv2d": "benchmarks.kernels.conv2d_w8a8",
+    "sparse": "benchmarks.kernels.sparse_w8a8",
     "bert_base": "benchmarks.models.bert_base",
+    "bert_sparse": "benchmarks.models.bert_sparse",
     "minilm": "benchmarks.models.minilm",
     "efficientnet_lite0": "benchmarks.models.efficientnet_lite0",
     "peers": "benchmarks.peers.run",
@@ -69,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 importlib.import_module(SUITES[suite]).run(context)
     report.ceilings = ceilings.as_json()
     name = options.name or ("quick" if options.quick else "-".join(options.suite or ["latest"]))
-    paths = write(report, options.output, suites, name)
+    paths: tuple[Path, ...] = write(report, options.output, suites, name)
+    if "sparse_sweep" in report.details:
+        paths = (*paths, draw_sweep(report.details["sparse_sweep"], options.output / f"{name}-sparsity.svg"))
     print(markdown(report.rows(suites), report.machine))
     print("written:", *paths)
     for failure in report.failures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LINEAR_SHAPES", "TARGETS", "Target", "by_key", "shape_name"]
+__all__ = ["LINEAR_SHAPES", "SPARSE_SHAPES", "SPARSITIES", "TARGETS", "Target", "by_key", "shape_name"]
 
 #: M×K×N of the linears that are measured one by one.
 LINEAR_SHAPES: tuple[tuple[int, int, int], ...] = (
@@ -14,6 +14,16 @@ LINEAR_SHAPES: tuple[tuple[int, int, int], ...] = (
     (512, 1024, 4096),
     (128, 4096, 4096),
 )
+
+
+#: M×K×N of the block-sparse linears, and the sparsities they are measured at with the share of the ceiling to reach.
+SPARSE_SHAPES: tuple[tuple[int, int, int], ...] = (
+    (128, 768, 3072),
+    (128, 3072, 768),
+    (16, 4096, 4096),
+    (512, 4096, 4096),
+)
+SPARSITIES: dict[float, float] = {0.8: 0.70, 0.9: 0.70, 0.95: 0.60}
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,45 @@ def conv_targets() -> list[Target]:
     return rows
 
 
+def sparse_targets() -> list[Target]:
+    """Return the rows of the ``sparse`` suite: 16x4 blocks in int8."""
+    rows: list[Target] = []
+    for shape in SPARSE_SHAPES:
+        for sparsity, bound in SPARSITIES.items():
+            title = f"block-sparse 16x4 s8 kernel, u8 in, {shape_name(shape)}, {sparsity:.0%} sparse"
+            key = f"sparse.kernel.{shape_name(shape)}.{sparsity}"
+            rows += [
+                Target(f"{key}.ceiling", "sparse", title, "int8 ceiling, non-zero blocks only", bound, ""),
+                Target(
+                    f"{key}.ceiling_u8", "sparse", f"{title}, u8 out", "int8 ceiling, non-zero blocks only", None, ""
+                ),
+                Target(f"{key}.dense", "sparse", title, "fastest dense int8 (ours, torch._int_mm)", None),
+                Target(f"{key}.int_mm", "sparse", title, "torch._int_mm", 8.5 if sparsity == 0.9 else None),
+            ]
+    gemv = "block-sparse 16x4 s8 kernel, 1×4096×4096, 90% sparse, operands rotated"
+    rows += [
+        Target("sparse.gemv.dense", "sparse", gemv, "dense int8 (ours), rotated", 7.0),
+        Target(
+            "sparse.bytes", "sparse", "bytes of a packed 4096×4096 layer, 90% sparse 16x4", "dense int8", 0.11, "", True
+        ),
+        Target(
+            "sparse.break_even",
+            "sparse",
+            "lowest block sparsity at which 16x4 s8 is faster, 128×3072×768",
+            "dense int8 (ours)",
+            0.30,
+            "",
+            True,
+        ),
+    ]
+    bert = "BERT-base (random weights), 90% 16x4, dynamic, 1×128"
+    rows += [
+        Target("bert_sparse.eager", "bert_sparse", bert, "torch fp32 eager", 10.0),
+        Target("bert_sparse.dense_int8", "bert_sparse", bert, "its dense W8A8", 1.6),
+    ]
+    return rows
+
+
 def model_targets() -> list[Target]:
     """Return the rows of the suites that time whole models, and their agreement with fp32."""
     rows: list[Target] = []
@@ -174,7 +223,7 @@ def model_targets() -> list[Target]:
     return rows
 
 
-TARGETS: tuple[Target, ...] = (*linear_targets(), *conv_targets(), *model_targets())
+TARGETS: tuple[Target, ...] = (*linear_targets(), *conv_targets(), *sparse_targets(), *model_targets())
 
 
 def by_key(key: str) -> Target:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -10,7 +9,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from fastcompress.config import QuantConfig, Target
-from fastcompress.quantization.calibrate import ForwardFn, as_batches, replayable
+from fastcompress.models.calibrate import ForwardFn, as_batches, replayable
+from fastcompress.models.copying import copied
 from fastcompress.quantization.ptq import Source, quantize_model
 from fastcompress.quantization.speed import Timer
 from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord, LayerDecision, record_of
@@ -74,7 +74,7 @@ def quantize(
     config = _configure(scheme, targets, ignore, observer, only_if_faster)
     source = _source(config, calibration_data, example_inputs, forward_fn, progress)
     earlier = record_of(model)
-    work = model if inplace else _copied(model)
+    work = model if inplace else copied(model, "quantize")
     result, decisions = quantize_model(work, config, source, timer or compare)
     if inplace and result is not model:
         raise ValueError(
@@ -98,7 +98,7 @@ def convert(model: M, *, inplace: bool = False) -> M:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
-    return model if inplace else _copied(model, "convert")
+    return model if inplace else copied(model, "convert")
 
 
 def _configure(
@@ -133,15 +133,6 @@ def _source(
     elif config.equalize or config.smoothquant is not None:
         batches = replayable(batches)
     return Source(batches, example_inputs, forward_fn, progress)
-
-
-def _copied(model: M, function: str = "quantize") -> M:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise TypeError(
-            f"{function}: {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
-        ) from error
 
 
 def _record(

@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
-from torch import nn
+from fastcompress.models.targets import Target, target_tuple
 
 __all__ = ["ACTIVATION_OBSERVERS", "SCHEMES", "WEIGHT_OBSERVERS", "QuantConfig", "Target"]
-
-#: A module name, a ``"re:…"`` pattern that must match a whole module name, or a module class.
-Target: TypeAlias = "str | type[nn.Module]"
 
 #: Scheme → what it does to activations.
 SCHEMES: dict[str, str] = {"W8A8": "static", "W8A8-dynamic": "dynamic"}
@@ -68,10 +64,10 @@ class QuantConfig:
         self._one_of("observer", ACTIVATION_OBSERVERS)
         self._one_of("weight_observer", WEIGHT_OBSERVERS)
         if self.targets is not None:
-            object.__setattr__(self, "targets", _target_tuple("targets", self.targets))
+            object.__setattr__(self, "targets", target_tuple("QuantConfig", "targets", self.targets))
             if not self.targets:
                 raise ValueError("QuantConfig: targets is empty; use None for all layers")
-        object.__setattr__(self, "ignore", _target_tuple("ignore", self.ignore))
+        object.__setattr__(self, "ignore", target_tuple("QuantConfig", "ignore", self.ignore))
         if not isinstance(self.observer_options, Mapping) or not all(isinstance(k, str) for k in self.observer_options):
             raise TypeError(
                 f"QuantConfig: observer_options must map option names to values, got {self.observer_options!r:.80}"
@@ -133,24 +129,3 @@ class QuantConfig:
 
 def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
-
-
-def _target_tuple(name: str, value: object) -> tuple[Target, ...]:
-    if isinstance(value, (str, type)):
-        value = (value,)
-    if not isinstance(value, Iterable):
-        raise TypeError(f"QuantConfig: {name} must hold module names, 're:…' patterns or classes, got {value!r:.80}")
-    entries = tuple(value)
-    for entry in entries:
-        if isinstance(entry, type) and issubclass(entry, nn.Module):
-            continue
-        if not isinstance(entry, str):
-            raise TypeError(
-                f"QuantConfig: {name} holds {entry!r:.80}; allowed are module names, 're:…' patterns and module classes"
-            )
-        if entry.startswith("re:"):
-            try:
-                re.compile(entry[3:])
-            except re.error as error:
-                raise ValueError(f"QuantConfig: {name}: {entry!r:.80} is no regular expression: {error}") from error
-    return entries

@@ -15,13 +15,17 @@ namespace fastcompress {
 namespace {
 
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kNarrow = 16;  // tokens of a tile that every ISA takes
+// Wide tiles multiply faster and are transposed at the end of each panel: worth it from so many blocks a panel on.
+constexpr int64_t kWideBlocks = 24;
 
 class BsrLinear {
    public:
     BsrLinear(const LinearInput& input, const Epilogue& epilogue)
         : in_(input), epilogue_(epilogue), bsr_(*input.table.bsr), threads_(count_threads()) {
         interleaved_ = rows() > kBsrFewRows;
-        width_ = rows() > 16 ? bsr_.widest : 16;
+        const bool worth_transposing = input.blob.blocks >= kWideBlocks * input.blob.panels;
+        width_ = rows() > kNarrow && worth_transposing ? bsr_.widest : kNarrow;
         tile_rows_ = interleaved_ ? width_ : kBsrFewRows;
         tiles_ = ceil_div(rows(), tile_rows_);
         cut_panels();
@@ -73,7 +77,8 @@ class BsrLinear {
 
     // Runs of panels with about equally many blocks; tiles are cut into several only while there are few.
     void cut_panels() {
-        const int64_t wanted = std::clamp<int64_t>(ceil_div(threads_ * kTasksPerThread, tiles_), 1, in_.blob.panels);
+        const int64_t wanted =
+            std::clamp<int64_t>(ceil_div(threads_ * (interleaved_ ? kTasksPerThread : 1), tiles_), 1, in_.blob.panels);
         const int64_t runs = threads_ == 1 ? 1 : wanted;
         const int32_t* pointer = blob_pointers(in_.blob);
         cuts_.push_back(0);

@@ -17,11 +17,11 @@ from fastcompress.nn import QuantConv2d, QuantLinear
 from fastcompress.ops.canonical import W8A8Canonical
 from fastcompress.ops.constants import ACTIVATIONS, INPUT_MODES
 
-__all__ = ["QuantConv2dCodec", "QuantLinearCodec"]
+__all__ = ["DTYPES", "QuantConv2dCodec", "QuantLinearCodec"]
 
 #: The dtype that ``layer.weight`` reads as.
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _W8A8Codec(LayerCodec):
     def _describe(module: QuantLinear | QuantConv2d) -> dict[str, Any]:
         dtype = module.weight.dtype
         if dtype not in _DTYPE_NAMES:
-            raise ValueError(f"logical dtype {dtype} cannot be saved; cast the model to {', '.join(_DTYPES)}")
+            raise ValueError(f"logical dtype {dtype} cannot be saved; cast the model to {', '.join(DTYPES)}")
         return {
             "bias": module.has_bias,
             "activation": module.activation,
@@ -57,7 +57,7 @@ class _W8A8Codec(LayerCodec):
             "bias": fields.boolean("bias"),
             "activation": fields.string("activation", ACTIVATIONS),
             "input_mode": fields.string("input_mode", modes),
-            "dtype": fields.string("dtype", _DTYPES),
+            "dtype": fields.string("dtype", DTYPES),
         }
 
     def tensors(self) -> dict[str, tuple[str | None, tuple[int, ...]]]:
@@ -76,18 +76,20 @@ class _W8A8Codec(LayerCodec):
     def keeps(self, module: nn.Module) -> bool:
         return False
 
-    def _canonical(self, tensors: Mapping[str, Tensor], groups: int) -> W8A8Canonical:
+    def parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Everything canonical but the weight."""
         static = self.input_mode == "static"
-        return W8A8Canonical(
-            weight=tensors["weight"],
-            weight_scale=tensors["weight_scale"],
-            bias=tensors.get("bias"),
-            input_mode=self.input_mode,
-            input_scale=float(tensors["input_scale"]) if static else 1.0,
-            input_zero_point=int(tensors["input_zero_point"]) if static else 0,
-            activation=self.activation,
-            groups=groups,
-        )
+        return {
+            "weight_scale": tensors["weight_scale"],
+            "bias": tensors.get("bias"),
+            "input_mode": self.input_mode,
+            "input_scale": float(tensors["input_scale"]) if static else 1.0,
+            "input_zero_point": int(tensors["input_zero_point"]) if static else 0,
+            "activation": self.activation,
+        }
+
+    def _canonical(self, tensors: Mapping[str, Tensor], groups: int) -> W8A8Canonical:
+        return W8A8Canonical(weight=tensors["weight"], **self.parameters(tensors), groups=groups)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class QuantLinearCodec(_W8A8Codec):
         check_geometry(module, elems, {"in_features": self.in_features, "out_features": self.out_features})
 
     def build(self, tensors: Mapping[str, Tensor], like: nn.Module) -> nn.Module:
-        layer = QuantLinear.from_canonical(self._canonical(tensors, 1), dtype=_DTYPES[self.dtype])
+        layer = QuantLinear.from_canonical(self._canonical(tensors, 1), dtype=DTYPES[self.dtype])
         return layer.train(like.training)
 
 
@@ -191,6 +193,6 @@ class QuantConv2dCodec(_W8A8Codec):
             padding=self.padding,
             dilation=self.dilation,
             same_padding=self.same_padding,
-            dtype=_DTYPES[self.dtype],
+            dtype=DTYPES[self.dtype],
         )
         return layer.train(like.training)

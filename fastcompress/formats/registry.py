@@ -12,12 +12,13 @@ from fastcompress.formats.fields import Fields
 from fastcompress.formats.manifest import ModuleEntry
 from fastcompress.formats.plain import Conv2dCodec, IdentityCodec, LinearCodec
 from fastcompress.formats.quantized import QuantConv2dCodec, QuantLinearCodec
+from fastcompress.formats.sparse import SparseQuantLinearCodec
 
 __all__ = ["CODECS", "codec_of", "describe", "owns_tensors", "parse"]
 
 CODECS: dict[str, type[LayerCodec]] = {
     codec.module_class.__name__: codec
-    for codec in (IdentityCodec, LinearCodec, Conv2dCodec, QuantLinearCodec, QuantConv2dCodec)
+    for codec in (IdentityCodec, LinearCodec, Conv2dCodec, QuantLinearCodec, QuantConv2dCodec, SparseQuantLinearCodec)
 }
 
 

@@ -18,7 +18,7 @@ __all__ = ["SparseQuantLinear"]
 
 
 class SparseQuantLinear(QuantLinear):
-    """Drop-in replacement of a pruned ``nn.Linear``: a `QuantLinear` that stores and runs only its non-zero 16x4 blocks.
+    """Drop-in replacement of a pruned ``nn.Linear``: a `QuantLinear` that stores and runs only non-zero 16x4 blocks.
 
     Its ``state_dict`` holds block-CSR: ``crow`` int32 ``[out/16 + 1]``, ``col`` int32 ``[blocks]``, ``values`` int8
     ``[blocks, 16, 4]``. Time and memory grow with the number of blocks.

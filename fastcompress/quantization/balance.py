@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fastcompress.models.targets import tied_groups
 from fastcompress.quantization.channels import in_channels, out_channels
 from fastcompress.quantization.equalize import equalize, is_positively_homogeneous
 from fastcompress.quantization.flow import Flow
 from fastcompress.quantization.job import Job
-from fastcompress.quantization.parents import tied_groups
 from fastcompress.quantization.smooth import smooth
 
 __all__ = ["apply_equalization", "apply_smoothing", "equalizable_pairs", "smoothable_groups"]

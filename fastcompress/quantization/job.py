@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.config import QuantConfig
-from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear
+from fastcompress.models.targets import Candidate
+from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuantLinear
 from fastcompress.quantization.adapters import Adapted
 from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
 from fastcompress.quantization.flow import InputKind
@@ -20,7 +21,6 @@ from fastcompress.quantization.observers import Observer, make_observer
 from fastcompress.quantization.qparams import quantize_weight, weight_scales
 from fastcompress.quantization.smooth import ChannelAbsMax
 from fastcompress.quantization.speed import SpeedCase, Verdict, choose_inputs, default_inputs
-from fastcompress.quantization.targets import Candidate
 
 __all__ = ["Job"]
 
@@ -35,6 +35,7 @@ class Job:
         inputs: what it is measured on.
         fusion: what follows it and is taken over.
         verdict: what measuring said; None when it was not measured.
+        sparse: whether the int8 layer is the block-sparse one.
         layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
         input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
         observer, mean, absmax: watch the (divided) input during calibration.
@@ -45,6 +46,7 @@ class Job:
     inputs: tuple[tuple[InputKind, int], ...] = ()
     fusion: Fusion = field(default_factory=Fusion)
     verdict: Verdict | None = None
+    sparse: bool = False
     layer: nn.Linear | nn.Conv2d | None = None
     input_divisor: Tensor | None = None
     observer: Observer | None = None
@@ -126,7 +128,14 @@ class Job:
             adapted = self.adapted
             padding = 0 if adapted.same_padding else adapted.padding
             return QuantConv2d.from_float(layer, padding=padding, same_padding=adapted.same_padding, **options).eval()
-        return QuantLinear.from_float(layer, **options).eval()
+        form = SparseQuantLinear if self.sparse else QuantLinear
+        return form.from_float(layer, **options).eval()
+
+    def trial(self, config: QuantConfig, modules: Mapping[str, nn.Module]) -> QuantizedLayer:
+        """The int8 layer as it would be now, to be measured."""
+        if self.layer is None:
+            self.fold(modules)
+        return self.quantized(config)
 
     def speed_case(self, modules: Mapping[str, nn.Module], config: QuantConfig, group: str | None) -> SpeedCase:
         """What is measured: the dense modules in a row against the int8 layer that replaces them."""
@@ -138,9 +147,7 @@ class Job:
             return x
 
         def quantized() -> nn.Module:
-            if self.layer is None:
-                self.fold(modules)
-            return self.quantized(config)
+            return self.trial(config, modules)
 
         plain = self.plain
         geometry: tuple[Any, ...] = ()
@@ -155,6 +162,7 @@ class Job:
             *geometry,
             *(type(modules[name]) for name in self.fusion.removed),
             self.fusion.activation,
+            *self.notes,  # a block-sparse layer's time depends on its density
         )
         return SpeedCase(self.name, key, self.inputs, dense, quantized, group)
 

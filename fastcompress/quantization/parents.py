@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from fastcompress.models.targets import tied_groups
 from fastcompress.ops.constants import MAX_K
 from fastcompress.quantization.flow import Flow
 
-__all__ = ["carries_hooks", "layer_problem", "never_ran", "parent_problems", "tied_groups", "tied_problems"]
+__all__ = ["carries_hooks", "layer_problem", "never_ran", "parent_problems", "tied_problems"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -96,15 +96,6 @@ def never_ran(name: str, model: nn.Module, flow: Flow) -> str | None:
     if name in flow.weight_used_outside:
         return f"its weight is also used outside its forward (by its parent {parent}?)"
     return None
-
-
-def tied_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
-    """Modules that share one weight parameter without being the same module; groups of two or more."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)].append((name, module))
-    return [group for group in owners.values() if len(group) > 1]
 
 
 def tied_problems(

@@ -12,24 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.config import QuantConfig
+from fastcompress.models.calibrate import ForwardFn, evaluating, run_batch, run_batches
+from fastcompress.models.targets import Candidate, module_names, unwanted
 from fastcompress.nn import QuantizedLayer
 from fastcompress.quantization.adapters import Adapted, adapt, has_own_forward
 from fastcompress.quantization.balance import apply_equalization, apply_smoothing
-from fastcompress.quantization.calibrate import ForwardFn, evaluating, run_batch, run_batches
+from fastcompress.quantization.candidates import find_candidates, unsupported_layers, unsupported_reason
 from fastcompress.quantization.commit import replace_modules, restore_modules
 from fastcompress.quantization.flow import Flow, FlowTracer
 from fastcompress.quantization.fuse import find_fusions
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.parents import layer_problem, never_ran, parent_problems, tied_problems
+from fastcompress.quantization.sparse_form import choose_forms
 from fastcompress.quantization.speed import Timer, Verdict, decide
-from fastcompress.quantization.targets import (
-    Candidate,
-    find_candidates,
-    module_names,
-    unsupported_layers,
-    unsupported_reason,
-    unwanted,
-)
 from fastcompress.record import LayerDecision
 
 __all__ = ["Source", "quantize_model"]
@@ -248,11 +243,15 @@ def _fuse(plan: _Plan) -> None:
 def _measure(plan: _Plan) -> None:
     """The speed contract: drop what is not faster, then see again what can be fused among the rest."""
     _fuse(plan)
-    if plan.timer is None or not plan.config.only_if_faster:
+    measuring = plan.timer is not None and plan.config.only_if_faster
+    if measuring:
+        for job in plan.jobs.values():
+            job.find_inputs(None if plan.flow is None else plan.flow.inputs)
+    choose_forms(plan.jobs.values(), plan.config, plan.modules, plan.timer if measuring else None)
+    if plan.timer is None or not measuring:
         return
     cases = []
     for job in plan.jobs.values():
-        job.find_inputs(None if plan.flow is None else plan.flow.inputs)
         if job.inputs:
             cases.append(job.speed_case(plan.modules, plan.config, job.fusion.activation_module))
     for name, verdict in decide(cases, plan.timer, plan.source.progress).items():

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastcompress.quantization.calibrate import track
+from fastcompress.models.calibrate import track
 from fastcompress.quantization.flow import InputKind
 
 __all__ = ["DEFAULT_TOKENS", "SpeedCase", "Timer", "Verdict", "choose_inputs", "decide", "default_inputs"]

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fastcompress.quantization.calibrate import evaluating, run_batch
+from fastcompress.models.calibrate import evaluating, run_batch
 from fastcompress.report import render
 from fastcompress.report.environment import environment
 from fastcompress.report.measure import compare

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcompress.quantization.calibrate import evaluating, run_batch
+from fastcompress.models.calibrate import evaluating, run_batch
 
 __all__ = ["layer_seconds"]
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcompress.quantization import calibrate
-from fastcompress.quantization.calibrate import as_batches, evaluating, replayable, run_batch, run_batches, track
+from fastcompress.models import calibrate
+from fastcompress.models.calibrate import as_batches, evaluating, replayable, run_batch, run_batches, track
 from fastcompress.quantization.flow import Flow, FlowTracer, InputKind
 
 

@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 from fastcompress.config import QuantConfig
-from fastcompress.quantization.targets import find_candidates, unwanted
+from fastcompress.models.targets import unwanted
+from fastcompress.quantization.candidates import find_candidates
 
 
 class Block(nn.Module):

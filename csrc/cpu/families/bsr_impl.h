@@ -19,6 +19,7 @@ using fastcompress::kPanel;
 using fastcompress::SparseProduct;
 
 constexpr int64_t kBlockBytes = 64;
+constexpr int64_t kAheadBytes = 4096;  // a few rows are bound by memory: blocks are fetched so far ahead
 
 // Panels are finished four at a time: a row of the output then gets a run of 256 bytes instead of one line, of which 32
 // rows would fall into one set of the cache.
@@ -83,7 +84,7 @@ __attribute__((noinline)) void bsr_channels(const PanelBlocks& blocks, Tokens to
 #pragma GCC unroll 16
         for (int u = 0; u < chains; ++u, w += kBlockBytes) {
             const int64_t offset = Tokens::offset(quad[i + u]);
-            if constexpr (T <= 4) __builtin_prefetch(w + 1024, 0, 2);
+            if constexpr (T <= 4) __builtin_prefetch(w + kAheadBytes, 0, 2);
             typename Dot::B b[per_panel];
 #pragma GCC unroll 16
             for (int v = 0; v < per_panel; ++v) b[v] = Dot::load_b(w + v * 4 * Dot::lanes);
