@@ -76,17 +76,30 @@ class QuantLinear(QuantizedLayer):
 
         Raises:
             TypeError: not an ``nn.Linear``, or a subclass with a ``forward`` of its own.
-            ValueError: NaN/Inf in the weights, or a parameter out of range.
+            ValueError: NaN/Inf in the weights, a parameter out of range, or a shape this kind of layer cannot have.
         """
         if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
             raise TypeError(
-                f"QuantLinear.from_float: `module` must be an nn.Linear with nn.Linear's forward, got "
+                f"{cls.__name__}.from_float: `module` must be an nn.Linear with nn.Linear's forward, got "
                 f"{type(module).__name__}; copy its weights into an nn.Linear that computes the same"
             )
+        problem = cls.problem(module)
+        if problem is not None:
+            raise ValueError(f"{cls.__name__}.from_float: {problem}; use QuantLinear")
         weight, scale = quantize_weight(module.weight, weight_scale)
         bias = None if module.bias is None else module.bias.detach().to(torch.float32).clone()
-        c = W8A8Canonical(weight, scale, bias, input_mode, input_scale, input_zero_point, activation)
+        c = cls._canonical_of(weight, scale, bias, input_mode, input_scale, input_zero_point, activation)
         return cls(c, dtype=module.weight.dtype).train(module.training)
+
+    @staticmethod
+    def problem(module: nn.Linear) -> str | None:
+        """Why a layer of this shape cannot become one of this kind, or None."""
+        return None
+
+    @staticmethod
+    def _canonical_of(weight: Tensor, *rest: Any) -> Any:
+        """The canonical form of an int8 weight and what follows it there."""
+        return W8A8Canonical(weight, *rest)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: ``[..., in_features]`` to ``[..., out_features]``."""

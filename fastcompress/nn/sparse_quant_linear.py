@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import packing
-from ..ops.arithmetic import quantize_weight
 from ..ops.block_csr import BlockCSR
 from ..ops.canonical import SparseW8A8Canonical, W8A8Canonical
 from ..ops.packing import KERNEL_BLOCK
@@ -64,45 +63,16 @@ class SparseQuantLinear(QuantLinear):
         """
         return cls(c, dtype=dtype)
 
-    @classmethod
-    def from_float(
-        cls,
-        module: nn.Linear,
-        *,
-        input_mode: str,
-        input_scale: float = 1.0,
-        input_zero_point: int = 0,
-        activation: str = "none",
-        weight_scale: Tensor | None = None,
-    ) -> Self:
-        """Quantize a float layer and keep its blocks that are not zero; arguments as in `QuantLinear.from_float`.
-
-        Raises:
-            TypeError: not an ``nn.Linear``, or a subclass with a ``forward`` of its own.
-            ValueError: a weight that blocks of 16x4 do not fit, NaN/Inf in it, or a parameter out of range.
-        """
-        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-            raise TypeError(
-                f"SparseQuantLinear.from_float: `module` must be an nn.Linear with nn.Linear's forward, got "
-                f"{type(module).__name__}; copy its weights into an nn.Linear that computes the same"
-            )
-        problem = cls.problem(module)
-        if problem is not None:
-            raise ValueError(f"SparseQuantLinear.from_float: {problem}; use QuantLinear")
-        weight, scale = quantize_weight(module.weight, weight_scale)
-        bias = None if module.bias is None else module.bias.detach().to(torch.float32).clone()
-        blocks = BlockCSR.from_dense(weight, KERNEL_BLOCK)
-        c = SparseW8A8Canonical(blocks, scale, bias, input_mode, input_scale, input_zero_point, activation)
-        return cls(c, dtype=module.weight.dtype).train(module.training)
+    @staticmethod
+    def _canonical_of(weight: Tensor, *rest: Any) -> SparseW8A8Canonical:
+        return SparseW8A8Canonical(BlockCSR.from_dense(weight, KERNEL_BLOCK), *rest)
 
     def canonical(self) -> SparseW8A8Canonical:
         """The portable tensors behind this layer, bit for bit (without native kernels, all-zero blocks are dropped)."""
         c = packing.unpack(self.packed)
         if isinstance(c, W8A8Canonical):  # the reference layout is dense
-            blocks = BlockCSR.from_dense(c.weight, KERNEL_BLOCK)
-            return SparseW8A8Canonical(
-                blocks, c.weight_scale, c.bias, c.input_mode, c.input_scale, c.input_zero_point, c.activation
-            )
+            rest = (c.weight_scale, c.bias, c.input_mode, c.input_scale, c.input_zero_point, c.activation)
+            return self._canonical_of(c.weight, *rest)
         return c
 
     @property
