@@ -1,6 +1,7 @@
 // Packing and unpacking: the loops over weights. The header is blob_header.cpp's.
 #include "fastcompress/blob.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -47,7 +48,7 @@ void pack_panels(const LayerSpec& s, const BlobHeader& h, int8_t* panels, int32_
 void pack_blocks(const LayerSpec& s, const BlobHeader& h, uint8_t* blob, int32_t* sums) {
     const BlockIndex& b = *s.sparse;
     std::memcpy(blob + h.pointer_offset, b.crow, static_cast<size_t>((h.panels + 1) * 4));
-    std::memcpy(blob + h.panels_offset, s.weight, static_cast<size_t>(b.blocks * b.block_h * b.block_w));
+    std::copy_n(s.weight, b.blocks * b.block_h * b.block_w, reinterpret_cast<int8_t*>(blob + h.panels_offset));
     uint16_t* quads = reinterpret_cast<uint16_t*>(blob + h.quad_offset);
     for (int64_t row = 0; row < h.panels; ++row)
         for (int64_t i = b.crow[row]; i < b.crow[row + 1]; ++i) {
@@ -100,7 +101,7 @@ void verify_blob(const uint8_t* blob, int64_t bytes) {
 
 void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, int8_t* values) {
     std::memcpy(crow, blob_pointers(h), static_cast<size_t>((h.panels + 1) * 4));
-    std::memcpy(values, blob_panels(h), static_cast<size_t>(h.blocks * h.block_h * h.block_w));
+    std::copy_n(blob_panels(h), h.blocks * h.block_h * h.block_w, values);
     for (int64_t i = 0; i < h.blocks; ++i) col[i] = blob_quads(h)[i];
 }
 
