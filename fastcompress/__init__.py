@@ -5,6 +5,7 @@ from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError
 from fastcompress.formats import load, save
+from fastcompress.pruning import PruneConfig, allocate, prune, sensitivity
 from fastcompress.quantization.adapters import Adapted, register_adapter
 from fastcompress.report import benchmark, explain, verify
 
@@ -14,15 +15,19 @@ __all__ = [
     "Adapted",
     "CheckpointError",
     "PackedBlobError",
+    "PruneConfig",
     "QuantConfig",
     "__version__",
+    "allocate",
     "benchmark",
     "convert",
     "cpu_info",
     "explain",
     "load",
+    "prune",
     "quantize",
     "register_adapter",
     "save",
+    "sensitivity",
     "verify",
 ]

@@ -11,6 +11,8 @@ from torch import nn
 from fastcompress.config import QuantConfig, Target
 from fastcompress.models.calibrate import ForwardFn, as_batches, replayable
 from fastcompress.models.copying import copied
+from fastcompress.nn.mask import only_masked
+from fastcompress.pruning import masked, remove_mask
 from fastcompress.quantization.ptq import Source, quantize_model
 from fastcompress.quantization.speed import Timer
 from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord, LayerDecision, record_of
@@ -88,17 +90,30 @@ def quantize(
 def convert(model: M, *, inplace: bool = False) -> M:
     """Finish what a model carries from training-time compression; finished layers are left alone.
 
-    Quantized layers are finished, so a model from `quantize` or `load` comes back as it is.
+    The masks of `prune` are written into the weights and taken off: dense layers with zeros in place. (Zeros run faster
+    in int8: `quantize` makes block-sparse layers of masked linears, before or after `convert`.) Quantized layers are
+    finished, so a model from `quantize` or `load` comes back as it is.
 
     Raises:
         TypeError: ``model`` is not a module.
+        ValueError: a masked layer has other parametrizations as well. ``model`` is unchanged.
 
     Example:
         >>> ready = fc.convert(model)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
-    return model if inplace else copied(model, "convert")
+    layers = masked(model)
+    for name, layer in layers.items():
+        if not only_masked(layer):
+            raise ValueError(
+                f"convert: layer {name!r} ({type(layer).__name__}) has parametrizations besides its mask; remove them "
+                "first with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    result = model if inplace else copied(model, "convert")
+    for layer in masked(result).values():
+        remove_mask(layer)
+    return result
 
 
 def _configure(

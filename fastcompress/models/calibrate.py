@@ -22,8 +22,11 @@ T = TypeVar("T")
 _BAR_AFTER_SECONDS = 2.0
 
 
-def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None) -> Any:
+def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None, *, function: str = "quantize") -> Any:
     """Run ``model`` on a batch: a tensor is ``model(x)``, a mapping ``model(**x)``, a tuple or list its first element.
+
+    Args:
+        function: the public function that messages speak for, here and below.
 
     Raises:
         TypeError, ValueError: the batch is none of these, or empty.
@@ -36,16 +39,18 @@ def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None)
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise ValueError("quantize: a calibration batch is an empty tuple or list; its first element is the input")
-        return run_batch(model, batch[0])
+            raise ValueError(
+                f"{function}: a calibration batch is an empty tuple or list; its first element is the input"
+            )
+        return run_batch(model, batch[0], function=function)
     raise TypeError(
-        f"quantize: a calibration batch is a {type(batch).__name__}; allowed are a tensor (model(x)), a dict "
+        f"{function}: a calibration batch is a {type(batch).__name__}; allowed are a tensor (model(x)), a dict "
         "(model(**x)), and a tuple or list whose first element is one of these; pass forward_fn=lambda model, batch: … "
         "for anything else"
     )
 
 
-def as_batches(data: Any, argument: str = "calibration_data") -> Iterable[Any]:
+def as_batches(data: Any, argument: str = "calibration_data", *, function: str = "quantize") -> Iterable[Any]:
     """``data`` as an iterable of batches; a single tensor or dict counts as one batch.
 
     Raises:
@@ -55,13 +60,13 @@ def as_batches(data: Any, argument: str = "calibration_data") -> Iterable[Any]:
         return (data,)
     if isinstance(data, tuple) and len(data) > 1 and all(isinstance(item, Tensor) for item in data):
         raise TypeError(
-            f"quantize: {argument} is a tuple of {len(data)} tensors, which may mean one batch (input, label) or "
+            f"{function}: {argument} is a tuple of {len(data)} tensors, which may mean one batch (input, label) or "
             f"{len(data)} batches; write [(x, y)] for one batch, [x, y] for several"
         )
     iterable = isinstance(data, Iterable) or hasattr(data, "__getitem__")
     if not iterable or isinstance(data, (str, bytes)):
         raise TypeError(
-            f"quantize: {argument} must be an iterable of batches (a DataLoader, a list of tensors), "
+            f"{function}: {argument} must be an iterable of batches (a DataLoader, a list of tensors), "
             f"got {type(data).__name__}"
         )
     return cast("Iterable[Any]", data)
@@ -95,6 +100,7 @@ def run_batches(
     description: str = "calibrating",
     progress: bool | None = None,
     first: list[Any] | None = None,
+    function: str = "quantize",
 ) -> int:
     """Run ``model`` on every batch and return their number.
 
@@ -107,29 +113,29 @@ def run_batches(
     for batch in track(batches, description, progress):
         if first is not None and not first:
             first.append(batch)
-        _check_not_empty(batch, count)
+        _check_not_empty(batch, count, function)
         try:
             if around is None:
-                run_batch(model, batch, forward_fn)
+                run_batch(model, batch, forward_fn, function=function)
             else:
                 with around():
-                    run_batch(model, batch, forward_fn)
+                    run_batch(model, batch, forward_fn, function=function)
         except Exception as error:
             error.add_note(f"raised while {description}, on batch {count}")
             raise
         count += 1
     if count == 0:
         raise ValueError(
-            "quantize: calibration_data yielded no batches; give at least one (a used-up iterator is empty)"
+            f"{function}: calibration_data yielded no batches; give at least one (a used-up iterator is empty)"
         )
     return count
 
 
-def _check_not_empty(batch: Any, number: int) -> None:
+def _check_not_empty(batch: Any, number: int, function: str) -> None:
     value = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(value, Tensor) and value.numel() == 0:
         raise ValueError(
-            f"quantize: calibration batch {number} is empty (shape {list(value.shape)}); leave such batches out"
+            f"{function}: calibration batch {number} is empty (shape {list(value.shape)}); leave such batches out"
         )
 
 

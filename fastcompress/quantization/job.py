@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastcompress.config import QuantConfig
 from fastcompress.models.targets import Candidate
 from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuantLinear
+from fastcompress.nn.mask import only_masked
 from fastcompress.quantization.adapters import Adapted
 from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
 from fastcompress.quantization.flow import InputKind
@@ -139,7 +140,10 @@ class Job:
 
     def speed_case(self, modules: Mapping[str, nn.Module], config: QuantConfig, group: str | None) -> SpeedCase:
         """What is measured: the dense modules in a row against the int8 layer that replaces them."""
-        chain = [self.candidate.module, *(modules[name] for name in self.fusion.removed)]
+        first = self.candidate.module
+        # A mask is computed anew with every call: the dense layer to beat is one that has its zeros in place.
+        plain_first = _copy(self.plain).eval() if only_masked(first) else first
+        chain = [plain_first, *(modules[name] for name in self.fusion.removed)]
 
         def dense(x: Tensor) -> Tensor:
             for module in chain:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.models.targets import tied_groups
+from fastcompress.nn.mask import only_masked
 from fastcompress.ops.constants import MAX_K
 from fastcompress.quantization.flow import Flow
 
@@ -26,7 +27,7 @@ def layer_problem(module: nn.Module) -> str | None:
     """Why this layer, seen alone, cannot become int8; None when it can."""
     if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
         return "it is lazy and was never run"
-    if torch.nn.utils.parametrize.is_parametrized(module):
+    if torch.nn.utils.parametrize.is_parametrized(module) and not only_masked(module):
         return "it is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance, which would be lost"

@@ -1,0 +1,183 @@
+"""Masks on weights: a parametrization that keeps pruned weights at zero through training, saving and copying."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fastcompress.nn.mask import Mask
+
+__all__ = [
+    "Mask",
+    "apply_mask",
+    "foreign_parametrizations",
+    "lift_mask",
+    "mask_module",
+    "mask_of",
+    "masked",
+    "original_weight",
+    "permutation_of",
+    "remove_mask",
+    "sparsity_of",
+]
+
+
+def mask_module(module: nn.Module) -> Mask | None:
+    """The `Mask` on ``module``'s weight, or None."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    chain = cast(nn.ModuleDict, module.parametrizations)["weight"]
+    return next((step for step in cast(nn.ModuleList, chain) if isinstance(step, Mask)), None)
+
+
+def mask_of(module: nn.Module) -> Tensor | None:
+    """The mask on ``module``'s weight (bool, its shape; True is kept), or None when it has none."""
+    found = mask_module(module)
+    return None if found is None else found.mask
+
+
+def foreign_parametrizations(module: nn.Module) -> list[str]:
+    """Class names of the parametrizations on ``module`` that are not a `Mask` on its weight."""
+    if not parametrize.is_parametrized(module):
+        return []
+    chains = cast(nn.ModuleDict, module.parametrizations)
+    return [
+        type(step).__name__
+        for tensor, chain in chains.items()
+        for step in cast(nn.ModuleList, chain)
+        if not (tensor == "weight" and isinstance(step, Mask))
+    ]
+
+
+def permutation_of(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """``(input_order, output_order)`` under which the mask has its pattern; None where it is the natural order."""
+    found = mask_module(module)
+    return (None, None) if found is None else (found.input_order, found.output_order)
+
+
+def original_weight(module: nn.Module) -> Tensor:
+    """The weight parameter itself, underneath a mask if there is one."""
+    if mask_module(module) is None:
+        return cast(Tensor, module.weight)
+    return cast(Tensor, cast(Any, module).parametrizations.weight.original)
+
+
+def masked(model: nn.Module) -> dict[str, nn.Module]:
+    """Name → module, of every module in ``model`` that carries a mask."""
+    return {name: module for name, module in model.named_modules() if mask_module(module) is not None}
+
+
+def apply_mask(
+    module: nn.Module,
+    mask: Tensor,
+    *,
+    name: str | None = None,
+    input_order: Tensor | None = None,
+    output_order: Tensor | None = None,
+) -> None:
+    """Mask ``module``'s weight in place; a mask that is already there stays in force (both must keep a weight).
+
+    Args:
+        module: any module with a ``weight``.
+        mask: bool, the weight's shape; True is kept. It is copied.
+        name: what messages call the layer; by default its class.
+        input_order, output_order: see `Mask`; they replace those of an earlier mask.
+
+    Raises:
+        TypeError: ``module`` has no weight tensor, or ``mask`` is not bool.
+        ValueError: ``mask`` has another shape than the weight, or the module has other parametrizations. The module
+            is unchanged.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> apply_mask(layer, mask_from_scores(layer.weight.detach().abs(), "2:4", 0.5))
+    """
+    label = type(module).__name__ if name is None else f"layer {name!r} ({type(module).__name__})"
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"apply_mask: {label} has no weight tensor; masks go on layers such as nn.Linear and nn.Conv2d")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = str(mask.dtype).removeprefix("torch.") if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"apply_mask: the mask of {label} must be a bool tensor, got {got}; a float mask converts with mask != 0"
+        )
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"apply_mask: the mask of {label} has shape {list(mask.shape)}, its weight {list(weight.shape)}; they must "
+            "be equal"
+        )
+    others = foreign_parametrizations(module)
+    if others:
+        raise ValueError(
+            f"apply_mask: {label} already has the parametrization {', '.join(others)}, which a mask would disturb; "
+            "remove it first with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    found = mask_module(module)
+    new = mask.detach().to(weight.device)
+    if found is None:
+        parametrize.register_parametrization(module, "weight", Mask(new.clone(), input_order, output_order))
+        return
+    found.mask = found.mask & new
+    if input_order is not None or output_order is not None:
+        found.input_order, found.output_order = input_order, output_order
+
+
+def remove_mask(module: nn.Module) -> None:
+    """Write the zeros into ``module``'s weight and take the mask off, in place; nothing happens without a mask.
+
+    The weight stays the same parameter object, so an optimizer keeps it.
+
+    Raises:
+        ValueError: the module has other parametrizations as well.
+    """
+    _take_off(module, bake=True)
+
+
+def lift_mask(module: nn.Module) -> None:
+    """Take the mask off ``module`` in place and show the weight underneath, as if it had never been pruned."""
+    _take_off(module, bake=False)
+
+
+def _take_off(module: nn.Module, *, bake: bool) -> None:
+    if mask_module(module) is None:
+        return
+    holder: Any = module
+    others = foreign_parametrizations(module)
+    if others:
+        raise ValueError(
+            f"remove_mask: {parametrize.type_before_parametrizations(module).__name__} also has the parametrization "
+            f"{', '.join(others)}; remove all with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    # Not torch's remove_parametrizations: it deletes the property from the class, which deep copies share.
+    original = holder.parametrizations.weight.original
+    plain = parametrize.type_before_parametrizations(module)
+    if bake:
+        with torch.no_grad():
+            original.copy_(holder.weight)
+    del holder.parametrizations
+    module.__class__ = plain
+    kind: dict[str, Any] = module._parameters if isinstance(original, nn.Parameter) else module._buffers
+    rest = dict(kind)
+    kind.clear()
+    kind.update({"weight": original, **rest})
+
+
+def sparsity_of(module: nn.Module) -> float:
+    """Fraction of ``module``'s weight that is zero, from 0 to 1; for a model, over the masked layers' weights.
+
+    Raises:
+        ValueError: it has neither a weight nor a masked layer inside.
+
+    Example:
+        >>> sparsity_of(fc.prune(nn.Linear(8, 8), 0.5))
+        0.5
+    """
+    weight = getattr(module, "weight", None)
+    weights = [weight] if isinstance(weight, Tensor) else [cast(Tensor, m.weight) for m in masked(module).values()]
+    total = sum(w.numel() for w in weights)
+    if total == 0:
+        raise ValueError(f"sparsity_of: {type(module).__name__} has no weight and no masked layer inside")
+    return sum(int((w == 0).sum()) for w in weights) / total
