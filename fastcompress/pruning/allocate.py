@@ -109,13 +109,16 @@ def _levels(
     result: dict[str, list[_Level]] = {}
     missing: list[tuple[str, float]] = []
     for point in sorted((p for p in curves.points if p.pattern == pattern), key=lambda p: p.sparsity):
+        if not math.isfinite(point.value):
+            raise ValueError(f"allocate: the curve of {point.layer!r} has the value {point.value} at {point.sparsity}")
         size = float(point.weight_elems * point.elem_bytes)
+        is_first = point.layer not in result
         options = result.setdefault(point.layer, [])
-        for sparsity in (0.0, point.sparsity) if not options else (point.sparsity,):
+        for sparsity in (0.0, point.sparsity) if is_first else (point.sparsity,):
             if latency is None:
                 cost = size * (1.0 - sparsity)
             elif (point.layer, sparsity) in latency:
-                cost = float(latency[point.layer, sparsity])
+                cost = _seconds(latency, point.layer, sparsity)
             else:
                 missing.append((point.layer, sparsity))
                 continue
@@ -128,6 +131,16 @@ def _levels(
             "every sparsity of the curves and at 0.0"
         )
     return {layer: result[layer] for layer in curves.layers if layer in result}
+
+
+def _seconds(latency: Mapping[tuple[str, float], float], layer: str, sparsity: float) -> float:
+    value: object = latency[layer, sparsity]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(
+            f"allocate: latency of {(layer, sparsity)!r} must be a finite number of seconds, at least 0, got "
+            f"{value!r:.80}"
+        )
+    return float(value)
 
 
 def _pattern(curves: SensitivityCurves, pattern: str | None) -> str:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastcompress.models.calibrate import evaluating, run_batch
 
-from .evidence import Source, batch_loss, float_tensors
+from .evidence import batch_loss, float_tensors
 from .layers import find_layers
+from .source import Source
 
 __all__ = ["accumulate_gradients", "shrink", "torch_pruning"]
 
@@ -102,7 +103,7 @@ def _rounded(model: nn.Module, ratio: float, round_to: int) -> dict[nn.Module, f
         channels = int(cast(Tensor, candidate.module.weight).shape[0])
         kept = max(1, round(channels * (1.0 - ratio) / round_to)) * round_to
         # Half a channel more, against rounding errors: it is cut off.
-        result[candidate.module] = max(0.0, 1.0 - (kept + 0.5) / channels) if kept < channels else 0.0
+        result[candidate.module] = max(0.0, 1.0 - (kept + 0.5) / channels) if ratio > 0 and kept < channels else 0.0
     return result
 
 

@@ -9,11 +9,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fastcompress.models.calibrate import ForwardFn, evaluating, run_batch
+from fastcompress.models.targets import tied_groups
 
 from .evidence import float_tensors
 from .layers import find_layers
 
-__all__ = ["check_runs", "count_macs"]
+__all__ = ["check_runs", "check_ties", "count_macs"]
 
 
 def count_macs(model: nn.Module, example_inputs: Any, forward_fn: ForwardFn | None = None) -> int:
@@ -61,6 +62,22 @@ def check_runs(result: nn.Module, dense: nn.Module, example_inputs: Any, forward
         f"({type(error).__name__}: {error}); it probably has sizes written into its code: pass the layers inside, or "
         "those that feed it, in ignore="
     ) from error
+
+
+def check_ties(result: nn.Module, dense: nn.Module) -> None:
+    """Whether modules that share a weight in ``dense`` still share it.
+
+    Raises:
+        ValueError: two do not; the message names them.
+    """
+    kept = {tuple(name for name, _ in group) for group in tied_groups(result)}
+    for group in tied_groups(dense):
+        names = tuple(name for name, _ in group)
+        if names not in kept:
+            raise ValueError(
+                f"prune_channels: modules {names[0]!r} and {names[1]!r} share a weight, and their channels cannot go "
+                "together; pass them, and the layers that feed them, in ignore="
+            )
 
 
 def _failing_module(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from fastcompress.models.calibrate import ForwardFn, as_batches
+from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.copying import copied
 from fastcompress.models.targets import Target, matched, target_tuple
 
 from .channel_graph import accumulate_gradients, shrink, torch_pruning
-from .channel_run import check_runs, count_macs
+from .channel_run import check_runs, check_ties, count_macs
 from .commit import log_skipped, merged
 from .config import SCOPES
 from .criteria import check_criterion
-from .evidence import LossFn, Source
 from .layers import WORDING, find_layers
-from .mask import masked
+from .mask import foreign_parametrizations, masked
 from .record import PRUNING_ATTRIBUTE, PruneDecision, pruning_of
+from .source import LossFn, make_source
 
 __all__ = ["CHANNEL_CRITERIA", "prune_channels"]
 
@@ -66,8 +69,9 @@ def prune_channels(
 
     Raises:
         ImportError: torch-pruning is not installed.
-        TypeError, ValueError: a wrong argument, a cost that cannot be reached, or a model that does not run any more
-            when channels are missing; the message names the module.
+        TypeError, ValueError: a wrong argument, a cost that cannot be reached, or a model that does not run any more,
+            or no longer shares its weights, when channels are missing; the message names the module.
+        RuntimeError: called under ``torch.inference_mode()``.
 
     Example:
         >>> small = prune_channels(resnet, torch.randn(1, 3, 224, 224), cost_ratio=0.5, pruning_ratio=0.8)
@@ -76,12 +80,7 @@ def prune_channels(
     """
     _check(model, pruning_ratio, cost_ratio, round_to, scope)
     check_criterion("prune_channels", criterion, CHANNEL_CRITERIA)
-    if criterion == "taylor" and calibration_data is None:
-        raise ValueError(
-            "prune_channels: criterion 'taylor' needs calibration_data: an iterable of batches; 'magnitude' needs none"
-        )
-    batches = None if calibration_data is None else as_batches(calibration_data, function="prune_channels")
-    source = Source(batches, forward_fn, loss_fn, seed, progress, "prune_channels")
+    source = make_source("prune_channels", criterion, calibration_data, forward_fn, loss_fn, seed, progress)
     torch_pruning()
     entries = () if ignore is None else target_tuple("prune_channels", "ignore", ignore)
     layers = find_layers(model)
@@ -98,6 +97,7 @@ def prune_channels(
         for parameter in result.parameters():
             parameter.grad = None
         check_runs(result, start, example_inputs, forward_fn)
+        check_ties(result, start)
         return result
 
     if cost_ratio is None:
@@ -130,12 +130,24 @@ def _check(model: object, pruning_ratio: object, cost_ratio: object, round_to: o
         raise ValueError(f"prune_channels: round_to must be a positive int, got {round_to!r}")
     if scope not in SCOPES:
         raise ValueError(f"prune_channels: scope {scope!r:.80} is unknown; valid are 'local', 'global'")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "prune_channels: layers that depend on each other are found by autograd, which torch.inference_mode() "
+            "switches off; call it outside"
+        )
     carrying = list(masked(model))
     if carrying:
         raise ValueError(
             f"prune_channels: layer {carrying[0]!r} carries a mask, which cannot lose channels; prune channels first, "
             "or call remove_mask on every masked layer"
         )
+    for candidate in find_layers(model):
+        others = foreign_parametrizations(candidate.module)
+        what = f"has the parametrization {', '.join(others)}; remove it first" if others else ""
+        if any(is_lazy(parameter) for parameter in candidate.module.parameters()):
+            what = "is lazy; run the model once first"
+        if what:
+            raise ValueError(f"prune_channels: layer {candidate.name!r} ({candidate.kind}) {what}")
 
 
 def _aimed(
@@ -146,10 +158,19 @@ def _aimed(
     largest: float,
 ) -> nn.Module:
     """The model with the smallest ratio found whose cost is at most ``cost_ratio`` of the dense one's."""
-    budget = measure(dense) * cost_ratio
+
+    def measured(model: nn.Module) -> float:
+        value: object = measure(model)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(
+                f"prune_channels: cost(model) must return a finite number of at least 0, got {value!r:.80}"
+            )
+        return float(value)
+
+    budget = measured(dense) * cost_ratio
     low, high = 0.0, largest
     best = shrunk(largest)
-    reached = measure(best)
+    reached = measured(best)
     if reached > budget:
         raise ValueError(
             f"prune_channels: cost_ratio={cost_ratio} cannot be reached: pruning_ratio={largest} gives "
@@ -159,7 +180,7 @@ def _aimed(
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         trial = shrunk(middle)
-        if measure(trial) <= budget:
+        if measured(trial) <= budget:
             best, high = trial, middle
         else:
             low = middle

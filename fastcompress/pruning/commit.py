@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,7 +34,8 @@ def commit(model: nn.Module, plan: Plan, config: PruneConfig) -> None:
                     layer.parameter.copy_(solved.weight)
             for candidate in (layer.candidate, *layer.tied):
                 module = candidate.module
-                masks.append((module, copy.copy(mask_module(module))))
+                old = mask_module(module)
+                masks.append((module, None if old is None else Mask(old.mask, old.input_order, old.output_order)))
                 apply_mask(
                     module,
                     solved.mask,

@@ -67,6 +67,8 @@ class PruneConfig:
         self._check_sparsity(parsed)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"prune: seed must be an int, got {self.seed!r:.80}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"prune: seed must fit into 64 bits, got {self.seed!r:.80}")
         self._check_permute(parsed)
 
     @property

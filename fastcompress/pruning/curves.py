@@ -70,7 +70,7 @@ class SensitivityCurves:
     def table(self) -> str:
         """A Markdown table: a row per layer and pattern, a column per sparsity, the change against the baseline."""
         levels = sorted({point.sparsity for point in self.points})
-        header = ["layer", "pattern", *(f"{level:.0%}" if level * 100 % 1 == 0 else f"{level:.1%}" for level in levels)]
+        header = ["layer", "pattern", *(f"{100 * level:.4g}%" for level in levels)]
         lines = [f"Change of the score ({self.baseline:.6g} unpruned) when one layer is pruned, {self.criterion}:", ""]
         lines += ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * len(levels)]
         for layer in self.layers:

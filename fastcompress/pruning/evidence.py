@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,36 +14,13 @@ from fastcompress.models.calibrate import ForwardFn, evaluating, run_batch, run_
 
 from .criteria import magnitude_scores, random_scores, taylor_scores, wanda_scores
 from .layers import PrunableLayer
+from .source import Source
 from .sparsegpt import Hessian
 
-__all__ = ["Evidence", "LossFn", "Source", "batch_loss", "evidence", "float_tensors"]
-
-#: ``loss_fn(output, batch)`` → a scalar tensor with a gradient.
-LossFn = Callable[[Any, Any], Tensor]
+__all__ = ["Evidence", "batch_loss", "evidence", "float_tensors"]
 
 #: Hessians of at most this many elements are kept at once (1 GiB); more take another pass over the data.
 _HESSIAN_ELEMS = 1 << 28
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a criterion's knowledge comes from.
-
-    Attributes:
-        batches: calibration batches that can be iterated more than once, or None.
-        forward_fn: runs the model on a batch in place of the batch protocol.
-        loss_fn: the loss of Taylor scores; None is the sum of squares of the model's first output tensor.
-        seed: of random scores.
-        progress: show progress bars; None decides by stderr.
-        function: the public function that messages speak for.
-    """
-
-    batches: Iterable[Any] | None = None
-    forward_fn: ForwardFn | None = None
-    loss_fn: LossFn | None = None
-    seed: int = 0
-    progress: bool | None = None
-    function: str = "prune"
 
 
 @dataclass(frozen=True)
@@ -111,6 +88,8 @@ def _wanda(model: nn.Module, layers: Sequence[PrunableLayer], source: Source) ->
     squares: list[Tensor | None] = [None] * len(layers)
 
     def listen(index: int, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
         is_conv = isinstance(layers[index].candidate.module, nn.Conv2d)
         channels = x.movedim(-3, -1) if is_conv else x
         total = channels.reshape(-1, channels.shape[-1]).double().square().sum(dim=0)
@@ -124,6 +103,8 @@ def _wanda(model: nn.Module, layers: Sequence[PrunableLayer], source: Source) ->
             yield Evidence(problem=_UNSEEN)
         elif not bool(torch.isfinite(found).all()):
             yield Evidence(problem="its inputs in calibration held NaN or infinity")
+        elif not bool(found.any()):
+            yield Evidence(problem="its inputs were zero throughout calibration")
         else:
             yield Evidence(wanda_scores(layer.weight, found.sqrt().float(), layer.groups))
 
@@ -151,11 +132,13 @@ def _taylor(model: nn.Module, layers: Sequence[PrunableLayer], source: Source) -
     finally:
         for parameter, flag in zip(parameters, trainable, strict=True):
             parameter.requires_grad_(flag)
-    for found in totals:
+    for layer, found in zip(layers, totals, strict=True):
         if found is None:
             yield Evidence(problem="no gradient reached it during calibration")
         elif not bool(torch.isfinite(found).all()):
             yield Evidence(problem="its gradients in calibration held NaN or infinity")
+        elif not bool(found.any()) and bool(layer.weight.any()):
+            yield Evidence(problem="its gradients were zero throughout calibration")
         else:
             yield Evidence(found)
 

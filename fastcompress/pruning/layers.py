@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcompress.models.targets import Candidate, Wording, module_names
 
-from .mask import foreign_parametrizations, mask_of, original_weight
+from .mask import foreign_parametrizations, mask_of, original_weight, permutation_of
 from .patterns import Pattern
 
 __all__ = ["WORDING", "PrunableLayer", "find_layers", "layer_problem", "tie"]
@@ -56,6 +56,11 @@ class PrunableLayer:
     def mask(self) -> Tensor | None:
         """The mask that it has already."""
         return mask_of(self.candidate.module)
+
+    @property
+    def orders(self) -> tuple[Tensor | None, Tensor | None]:
+        """(input, output) order of the mask that it has already, see `permutation_of`."""
+        return permutation_of(self.candidate.module)
 
     @property
     def groups(self) -> int:

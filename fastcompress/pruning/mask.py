@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fastcompress.nn.mask import Mask
@@ -88,8 +89,8 @@ def apply_mask(
 
     Raises:
         TypeError: ``module`` has no weight tensor, or ``mask`` is not bool.
-        ValueError: ``mask`` has another shape than the weight, or the module has other parametrizations. The module
-            is unchanged.
+        ValueError: ``mask`` has another shape than the weight, an order is no permutation of its channels, or the
+            module has other parametrizations. The module is unchanged.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -99,6 +100,8 @@ def apply_mask(
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         raise TypeError(f"apply_mask: {label} has no weight tensor; masks go on layers such as nn.Linear and nn.Conv2d")
+    if is_lazy(weight):
+        raise ValueError(f"apply_mask: {label} is lazy and was never run, so its weight has no shape yet")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = str(mask.dtype).removeprefix("torch.") if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(
@@ -115,14 +118,30 @@ def apply_mask(
             f"apply_mask: {label} already has the parametrization {', '.join(others)}, which a mask would disturb; "
             "remove it first with torch.nn.utils.parametrize.remove_parametrizations"
         )
+    if input_order is not None:
+        input_order = _checked_order("input_order", input_order, weight.shape[1], label).to(weight.device)
+    if output_order is not None:
+        output_order = _checked_order("output_order", output_order, weight.shape[0], label).to(weight.device)
     found = mask_module(module)
     new = mask.detach().to(weight.device)
     if found is None:
         parametrize.register_parametrization(module, "weight", Mask(new.clone(), input_order, output_order))
+        # torch leaves the containers that it makes in training mode.
+        cast(nn.ModuleDict, module.parametrizations).train(module.training)
         return
     found.mask = found.mask & new
     if input_order is not None or output_order is not None:
         found.input_order, found.output_order = input_order, output_order
+
+
+def _checked_order(argument: str, order: object, channels: int, label: str) -> Tensor:
+    wanted = f"an int64 tensor that holds each number from 0 to {channels - 1} once"
+    if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.shape != (channels,):
+        got = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
+        raise ValueError(f"apply_mask: {argument} of {label} must be {wanted}, got {got}")
+    if not torch.equal(order.sort().values, torch.arange(channels, device=order.device)):
+        raise ValueError(f"apply_mask: {argument} of {label} must be {wanted}; it repeats some and lacks others")
+    return order
 
 
 def remove_mask(module: nn.Module) -> None:

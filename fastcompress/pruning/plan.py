@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from fastcompress.models.targets import Candidate, matched, unwanted
 
 from .config import PruneConfig
-from .evidence import Evidence, Source, evidence
+from .evidence import Evidence, evidence
 from .layers import WORDING, PrunableLayer, find_layers, layer_problem, tie
+from .permute import permuted, restored
 from .record import PruneDecision
 from .selection import block_scores, lowest, mask_from_blocks, pruned_count
 from .solve import Solved, retained_share, solve
+from .source import Source
 
 __all__ = ["Plan", "asked_sparsities", "make_plan", "select"]
 
@@ -151,9 +153,9 @@ def _globally(
     pattern = config.parsed
     assert isinstance(config.sparsity, float), "PruneConfig refuses a mapping"
     parts: list[Tensor] = []
-    for _, known in found:
+    for layer, known in found:
         assert known.scores is not None, "SparseGPT is refused for scope global"
-        blocks = block_scores(known.scores, pattern)
+        blocks = block_scores(permuted(known.scores, *layer.orders), pattern)
         blocks = blocks / blocks.mean().clamp_min(1e-300)
         blocks.view(-1)[blocks.argmax()] = torch.inf
         parts.append(blocks.cpu())
@@ -164,5 +166,6 @@ def _globally(
     for (layer, known), part, pruned in zip(found, parts, dead, strict=True):
         assert known.scores is not None
         mask = mask_from_blocks(~pruned.view(part.shape), pattern, known.scores.shape).to(known.scores.device)
+        mask = restored(mask, *layer.orders)
         result.append((layer, config.sparsity, Solved(mask, retained_share(known.scores, mask))))
     return result

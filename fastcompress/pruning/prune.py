@@ -7,18 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from fastcompress.models.calibrate import ForwardFn, as_batches, replayable
+from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.copying import copied
 from fastcompress.models.targets import Target
 
 from .channels import prune_channels
 from .commit import commit, log_skipped
 from .config import PruneConfig
-from .criteria import NEEDS_DATA
-from .evidence import LossFn, Source
 from .plan import make_plan
+from .source import LossFn, Source, make_source
 
-__all__ = ["make_source", "prune"]
+__all__ = ["prune"]
 
 
 def prune(
@@ -59,7 +58,8 @@ def prune(
         forward_fn: ``forward_fn(model, batch)`` runs the model in place of the batch protocol.
         seed: of criterion random, and of the permutation search.
         permute: reorder input channels and outputs so that blocks hold more of the score: True, ``"inputs"``,
-            ``"outputs"`` or ``"both"``. The order stays with the mask (`permutation_of`); outputs do not change order.
+            ``"outputs"`` or ``"both"``. The order stays with the mask (`permutation_of`), through later calls too;
+            outputs do not change order.
         inplace: change ``model`` itself and return it, instead of a copy.
         progress: show progress bars; by default when it takes long and stderr is a terminal.
 
@@ -128,34 +128,3 @@ def _channels(model: nn.Module, config: PruneConfig, source: Source, inplace: bo
         seed=config.seed,
         progress=source.progress,
     )
-
-
-def make_source(
-    function: str,
-    criterion: str,
-    calibration_data: Any,
-    forward_fn: ForwardFn | None,
-    loss_fn: LossFn | None,
-    seed: int,
-    progress: bool | None,
-) -> Source:
-    """The checked `Source` of a criterion, for the public function called ``function``.
-
-    Raises:
-        TypeError, ValueError: data that is missing or no iterable, or functions that cannot be called.
-    """
-    for name, value, call in (
-        ("forward_fn", forward_fn, "forward_fn(model, batch)"),
-        ("loss_fn", loss_fn, "loss_fn(output, batch)"),
-    ):
-        if value is not None and not callable(value):
-            raise TypeError(f"{function}: {name} must be callable as {call}, got {value!r:.80}")
-    if calibration_data is None:
-        if criterion in NEEDS_DATA:
-            raise ValueError(
-                f"{function}: criterion {criterion!r} needs calibration_data: an iterable of batches, some hundred "
-                "real samples in all; criterion 'magnitude' needs none"
-            )
-        return Source(None, forward_fn, loss_fn, seed, progress, function)
-    batches = as_batches(calibration_data, function=function)
-    return Source(replayable(batches), forward_fn, loss_fn, seed, progress, function)

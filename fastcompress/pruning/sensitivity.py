@@ -15,14 +15,14 @@ from fastcompress.models.targets import Target
 
 from .config import PruneConfig
 from .curves import SensitivityCurves, SensitivityPoint
-from .evidence import Evidence, LossFn, evidence
+from .evidence import Evidence, evidence
 from .layers import PrunableLayer
 from .mask import apply_mask, lift_mask, mask_module
 from .patterns import Pattern, parse_pattern
 from .plan import select
-from .prune import make_source
 from .record import PruneDecision
 from .solve import Solved, solve
+from .source import LossFn, make_source
 
 __all__ = ["SensitivityCurves", "SensitivityPoint", "sensitivity"]
 

@@ -57,18 +57,18 @@ def solve(
     """The mask of ``layer`` for this pattern and sparsity.
 
     Args:
-        permute: whether (inputs, outputs) may be reordered; grouped convolutions never are.
+        permute: whether (inputs, outputs) may be reordered; grouped convolutions never are. The order of an earlier
+            mask stays, as that mask has its pattern in no other.
 
     Raises:
         ValueError: the Hessian cannot be inverted.
     """
     weight, hessian, scores = layer.weight, known.hessian, known.scores
-    wanted = any(permute) and layer.groups == 1
+    inputs, outputs = layer.orders
+    wanted = any(permute) and layer.groups == 1 and inputs is None and outputs is None
     if scores is None:
         assert hessian is not None, "evidence without a problem has scores or a Hessian"
         scores = _saliency(weight, hessian) if wanted else weight
-    inputs: Tensor | None = None
-    outputs: Tensor | None = None
     gain = None
     if wanted:
         found = permutation(scores, pattern, sparsity, inputs=permute[0], outputs=permute[1], seed=seed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import fastcompress as fc
-from fastcompress.nn import QuantLinear, SparseQuantLinear
+from fastcompress.nn import QuantConv2d, QuantLinear, SparseQuantLinear
 from fastcompress.pruning import mask_of, masked
 
 
@@ -94,3 +95,46 @@ def test_convert_writes_the_zeros_down_and_takes_the_masks_off() -> None:
     assert masked(pruned)
     assert fc.convert(pruned, inplace=True) is pruned
     assert not masked(pruned)
+
+
+def test_masked_convolutions_become_int8_with_their_zeros() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1)).eval()
+    data = [torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    pruned = fc.prune(net, 0.5, "16x4", "wanda", calibration_data=data)
+    q = fc.quantize(pruned, "W8A8", calibration_data=data, only_if_faster=False)
+    layers = [layer for layer in q if isinstance(layer, QuantConv2d)]
+    assert len(layers) == 2
+    for layer, index in zip(layers, (0, 2), strict=True):
+        weight, mask = layer.dequantize(), mask_of(pruned[index])
+        assert not bool(weight[~mask].any())
+        assert bool(weight[mask].any())
+    with torch.no_grad():
+        x, y = data[0], pruned(data[0])
+        assert torch.linalg.norm(q(x) - y) < 0.05 * torch.linalg.norm(y)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x4"])
+def test_patterns_without_kernels_become_dense_int8_with_their_zeros(pattern: str) -> None:
+    pruned = fc.prune(model(), 0.5, pattern, ignore="4")
+    q = fc.quantize(pruned, "W8A8-dynamic", only_if_faster=False)
+    for index in (0, 2):
+        assert isinstance(q[index], QuantLinear)
+        assert not bool(q[index].dequantize()[~mask_of(pruned[index])].any())
+
+
+def test_permuted_masks_quantize_to_the_same_function() -> None:
+    pruned = fc.prune(model(), 0.5, "16x4", permute="inputs", ignore="4")
+    q = fc.quantize(pruned, "W8A8-dynamic", only_if_faster=False)
+    x = calibration()[0]
+    with torch.no_grad():
+        assert torch.linalg.norm(q(x) - pruned(x)) < 0.05 * torch.linalg.norm(pruned(x))
+
+
+def test_a_quantized_pruned_model_goes_through_a_file(tmp_path: Path) -> None:
+    q = fc.quantize(fc.prune(model(), 0.75, "16x4", ignore="4"), "W8A8-dynamic", only_if_faster=False)
+    fc.save(q, tmp_path / "out")
+    loaded = fc.load(tmp_path / "out", model=model())
+    x = calibration()[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), q(x))
