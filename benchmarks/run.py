@@ -31,6 +31,7 @@ SUITES: dict[str, str] = {
     "sparse": "benchmarks.kernels.sparse_w8a8",
     "bert_base": "benchmarks.models.bert_base",
     "bert_sparse": "benchmarks.models.bert_sparse",
+    "pruning": "benchmarks.models.pruning",
     "minilm": "benchmarks.models.minilm",
     "efficientnet_lite0": "benchmarks.models.efficientnet_lite0",
     "peers": "benchmarks.peers.run",

@@ -50,7 +50,7 @@ def random_blocks(shape: Shape, sparsity: float) -> tuple[Packed, Packed, int]:
     dense[rows, columns] = values
     weight = np.ascontiguousarray(dense.transpose(0, 2, 1, 3).reshape(n, k))
     rest = (rng.uniform(1e-3, 2e-3, n).astype(np.float32), rng.standard_normal(n).astype(np.float32), 0, 0.02, 128, 0)
-    sparse = _C.pack_bsr_w8a8(crow, columns.astype(np.int32), values, k, *rest)
+    sparse = _C.pack_bsr(crow, columns.astype(np.int32), values, (n, k), *rest)
     return sparse, _C.pack_w8a8(weight, *rest), 64 * len(rows)
 
 

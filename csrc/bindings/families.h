@@ -1,24 +1,27 @@
-// Blobs opened for the family that is going to use them: the first thing a caller hears about a blob of another family
+// Blobs opened for the operator that is going to use them: the first thing a caller hears about a blob of another family
 // is that, and not that some shape differs.
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
 #include "fastcompress/blob.h"
 
 namespace fastcompress::bindings {
 
-inline const BlobHeader& open_linear(const void* blob, int64_t bytes) {
-    const BlobHeader& header = open_blob(static_cast<const uint8_t*>(blob), bytes);
-    if (header.family != static_cast<int32_t>(Family::linear) && !is_block_sparse(header))
-        throw std::invalid_argument("linear_w8a8: the packed weights belong to a convolution; use conv2d_w8a8");
-    return header;
+// The operator that runs a blob's weights.
+inline const char* operator_of(const BlobHeader& h) {
+    if (has_real_weights(h)) return is_linear(h) ? "linear_bsr" : "conv2d_bsr";
+    return is_linear(h) ? "linear_w8a8" : "conv2d_w8a8";
 }
 
-inline const BlobHeader& open_conv2d(const void* blob, int64_t bytes) {
+inline const BlobHeader& open_for(const char* op, const void* blob, int64_t bytes) {
     const BlobHeader& header = open_blob(static_cast<const uint8_t*>(blob), bytes);
-    if (header.family == static_cast<int32_t>(Family::linear) || is_block_sparse(header))
-        throw std::invalid_argument("conv2d_w8a8: the packed weights belong to a linear layer; use linear_w8a8");
+    if (std::string(op) != operator_of(header))
+        throw std::invalid_argument(std::string(op) + ": the packed weights belong to a " +
+                                    (has_real_weights(header) ? "block-sparse float " : "") +
+                                    (is_linear(header) ? "linear layer" : "convolution") + "; use " +
+                                    operator_of(header));
     return header;
 }
 

@@ -6,5 +6,5 @@ PYBIND11_MODULE(_C, m) {
     fastcompress::bindings::add_cpu(m);
     fastcompress::bindings::add_packing(m);
     fastcompress::bindings::add_quantizers(m);
-    fastcompress::bindings::add_w8a8(m);
+    fastcompress::bindings::add_layers(m);
 }

@@ -8,6 +8,6 @@ namespace fastcompress::bindings {
 void add_cpu(pybind11::module_& m);         // features, ISA choice, threads, ceilings
 void add_packing(pybind11::module_& m);     // packed blobs
 void add_quantizers(pybind11::module_& m);  // kernels on raw buffers
-void add_w8a8(pybind11::module_& m);
+void add_layers(pybind11::module_& m);
 
 }  // namespace fastcompress::bindings

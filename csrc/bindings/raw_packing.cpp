@@ -1,8 +1,12 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
 #include <new>
 #include <string>
 
 #include "../cpu/dispatch.h"
 #include "buffers.h"
+#include "families.h"
 #include "fastcompress/blob.h"
 #include "module.h"
 
@@ -43,10 +47,12 @@ struct Channels {
 Channels read_channels(const char* op, const py::object& weight_scale, const py::object& bias, int64_t channels,
                        LayerSpec& spec) {
     Channels c;
-    c.scale = input(weight_scale, {DType::f32}, op, "weight_scale");
     const std::string per_channel = "[" + std::to_string(channels) + "], one per output channel";
-    if (c.scale.rank() != 1 || c.scale.size() != channels) bad_shape(op, "weight_scale", c.scale, per_channel);
-    spec.weight_scale = static_cast<const float*>(c.scale.data());
+    if (!weight_scale.is_none()) {
+        c.scale = input(weight_scale, {DType::f32}, op, "weight_scale");
+        if (c.scale.rank() != 1 || c.scale.size() != channels) bad_shape(op, "weight_scale", c.scale, per_channel);
+        spec.weight_scale = static_cast<const float*>(c.scale.data());
+    }
     if (!bias.is_none()) {
         c.bias = input(bias, {DType::f32}, op, "bias");
         if (c.bias.rank() != 1 || c.bias.size() != channels) bad_shape(op, "bias", c.bias, per_channel);
@@ -81,6 +87,7 @@ py::array pack(const py::object& weight, const py::object& weight_scale, const p
     if (w.rank() != 2 && w.rank() != 4) bad_shape(op, "weight", w, "[out, in] or [out, in/groups, kh, kw]");
     if (groups < 1 || (w.rank() == 2 && groups != 1))
         throw py::value_error("pack_w8a8: groups is " + std::to_string(groups) + "; a 2-D weight has exactly 1");
+    if (weight_scale.is_none()) throw py::type_error("pack_w8a8: weight_scale is None; s8 weights need one");
     LayerSpec spec;
     const Channels channels = read_channels(op, weight_scale, bias, w.dim(0), spec);
     spec.weight = static_cast<const int8_t*>(w.data());
@@ -95,41 +102,67 @@ py::array pack(const py::object& weight, const py::object& weight_scale, const p
     return packed(spec);
 }
 
-py::array pack_bsr(const py::object& crow, const py::object& col, const py::object& values, int64_t in_features,
-                   const py::object& weight_scale, const py::object& bias, int input_mode, float input_scale,
-                   int input_zero_point, int activation) {
-    const char* op = "pack_bsr_w8a8";
-    const Buffer first = input(crow, {DType::i32}, op, "crow"), columns = input(col, {DType::i32}, op, "col");
-    const Buffer v = input(values, {DType::s8}, op, "values");
+// Blocks of a matrix [out, in] or of [out, kh * kw * in], with the buffers that they point to.
+struct Blocks {
+    Buffer crow, col, values;
+    BlockIndex index;
+};
+
+void read_blocks(const char* op, const py::object& crow, const py::object& col, const py::object& values, Blocks& b) {
+    b.crow = input(crow, {DType::i32}, op, "crow");
+    b.col = input(col, {DType::i32}, op, "col");
+    b.values = input(values, {DType::s8, DType::f32, DType::bf16}, op, "values");
+    const Buffer& v = b.values;
     if (v.rank() != 3 || v.dim(1) < 1 || v.dim(2) < 1) bad_shape(op, "values", v, "[blocks, block_h, block_w]");
-    if (columns.rank() != 1 || columns.size() != v.dim(0))
-        bad_shape(op, "col", columns, "[" + std::to_string(v.dim(0)) + "], one per block");
-    if (first.rank() != 1 || first.size() < 2) bad_shape(op, "crow", first, "[block rows + 1]");
+    if (b.col.rank() != 1 || b.col.size() != v.dim(0))
+        bad_shape(op, "col", b.col, "[" + std::to_string(v.dim(0)) + "], one per block");
+    if (b.crow.rank() != 1 || b.crow.size() < 2) bad_shape(op, "crow", b.crow, "[block rows + 1]");
     constexpr int64_t kMaxBlocks = 2147483647;
     if (v.dim(0) > kMaxBlocks || v.dim(1) > kMaxK || v.dim(2) > kMaxK)
-        throw py::value_error("pack_bsr_w8a8: values of shape " + std::string(py::str(v.array.attr("shape"))) +
+        throw py::value_error("pack_bsr: values of shape " + std::string(py::str(v.array.attr("shape"))) +
                               " are too many to be indexed with 32 bits");
-    BlockIndex index;
-    index.crow = static_cast<const int32_t*>(first.data());
-    index.col = static_cast<const int32_t*>(columns.data());
-    index.blocks = v.dim(0);
-    index.block_h = static_cast<int32_t>(v.dim(1));
-    index.block_w = static_cast<int32_t>(v.dim(2));
+    b.index.crow = static_cast<const int32_t*>(b.crow.data());
+    b.index.col = static_cast<const int32_t*>(b.col.data());
+    b.index.values = v.data();
+    b.index.value = v.dtype;
+    b.index.blocks = v.dim(0);
+    b.index.block_h = static_cast<int32_t>(v.dim(1));
+    b.index.block_w = static_cast<int32_t>(v.dim(2));
+}
+
+py::array pack_bsr(const py::object& crow, const py::object& col, const py::object& values,
+                   const std::vector<int64_t>& weight_shape, const py::object& weight_scale, const py::object& bias,
+                   int input_mode, float input_scale, int input_zero_point, int activation) {
+    const char* op = "pack_bsr";
+    Blocks blocks;
+    read_blocks(op, crow, col, values, blocks);
+    const auto fits = [](int64_t size) { return size >= 1 && size <= 2147483647; };
+    if ((weight_shape.size() != 2 && weight_shape.size() != 4) ||
+        !std::all_of(weight_shape.begin(), weight_shape.end(), fits))
+        throw py::value_error("pack_bsr: weight_shape must be [out, in] or [out, in, kh, kw], of positive sizes");
+    if ((blocks.crow.size() - 1) * blocks.index.block_h != weight_shape[0])
+        bad_shape(op, "crow", blocks.crow, "[out / block_h + 1]");
     LayerSpec spec;
-    const Channels channels = read_channels(op, weight_scale, bias, (first.size() - 1) * v.dim(1), spec);
-    spec.weight = static_cast<const int8_t*>(v.data());
-    spec.sparse = &index;
-    spec.in_channels = in_features;
+    const Channels channels = read_channels(op, weight_scale, bias, weight_shape[0], spec);
+    spec.sparse = &blocks.index;
+    spec.in_channels = weight_shape[1];
+    spec.weight_rank = static_cast<int32_t>(weight_shape.size());
+    if (weight_shape.size() == 4) {
+        spec.kernel_h = weight_shape[2];
+        spec.kernel_w = weight_shape[3];
+        if (spec.kernel_h > kMaxK || spec.kernel_w > kMaxK || spec.in_channels > kMaxK)
+            throw py::value_error("pack_bsr: weight_shape has a dimension above " + std::to_string(kMaxK));
+    }
     read_input(input_mode, input_scale, input_zero_point, activation, spec);
     return packed(spec);
 }
 
 // Everything but the weight.
 void add_parameters(const BlobHeader& h, py::dict& d) {
-    py::array_t<float> scale(h.out_channels), bias(h.has_bias ? h.out_channels : 0);
-    unpack_channels(h, blob_scales(h), scale.mutable_data());
+    py::array_t<float> scale(has_real_weights(h) ? 0 : h.out_channels), bias(h.has_bias ? h.out_channels : 0);
+    if (!has_real_weights(h)) unpack_channels(h, blob_scales(h), scale.mutable_data());
     if (h.has_bias) unpack_channels(h, blob_bias(h), bias.mutable_data());
-    d["weight_scale"] = scale;
+    d["weight_scale"] = has_real_weights(h) ? py::object(py::none()) : py::object(scale);
     d["bias"] = h.has_bias ? py::object(bias) : py::none();
     d["input_mode"] = h.input_mode;
     d["input_scale"] = h.input_scale;
@@ -137,18 +170,25 @@ void add_parameters(const BlobHeader& h, py::dict& d) {
     d["activation"] = h.activation;
 }
 
+py::array values_array(const BlobHeader& h) {
+    const std::vector<py::ssize_t> shape{h.blocks, h.block_h, h.block_w};
+    if (!has_real_weights(h)) return py::array_t<int8_t>(shape);
+    if (static_cast<DType>(h.value_dtype) == DType::bf16) return py::array_t<uint16_t>(shape);
+    return py::array_t<float>(shape);
+}
+
 py::dict unpack_bsr(const py::object& packed) {
-    const Buffer blob = input(packed, {DType::u8}, "unpack_bsr_w8a8", "packed");
+    const Buffer blob = input(packed, {DType::u8}, "unpack_bsr", "packed");
     const BlobHeader& h = open(blob);
-    if (!is_block_sparse(h)) throw py::value_error("unpack_bsr_w8a8: the packed weights are dense; use unpack_w8a8");
-    py::array_t<int32_t> crow(h.panels + 1), col(h.blocks);
-    py::array_t<int8_t> values(std::vector<py::ssize_t>{h.blocks, h.block_h, h.block_w});
+    if (!is_block_sparse(h)) throw py::value_error("unpack_bsr: the packed weights are dense; use unpack_w8a8");
+    py::array_t<int32_t> crow(h.out_channels / h.block_h + 1), col(h.blocks);
+    py::array values = values_array(h);
     unpack_blocks(h, crow.mutable_data(), col.mutable_data(), values.mutable_data());
     py::dict d;
     d["crow"] = crow;
     d["col"] = col;
     d["values"] = values;
-    d["in_features"] = h.in_channels;
+    d["weight_shape"] = py::tuple(py::cast(weight_shape(h)));
     add_parameters(h, d);
     return d;
 }
@@ -156,8 +196,7 @@ py::dict unpack_bsr(const py::object& packed) {
 py::dict unpack(const py::object& packed) {
     const Buffer blob = input(packed, {DType::u8}, "unpack_w8a8", "packed");
     const BlobHeader& h = open(blob);
-    if (is_block_sparse(h))
-        throw py::value_error("unpack_w8a8: the packed weights are block-sparse; use unpack_bsr_w8a8");
+    if (is_block_sparse(h)) throw py::value_error("unpack_w8a8: the packed weights are block-sparse; use unpack_bsr");
     py::array_t<int8_t> weight(weight_shape(h));
     const uint8_t* data = static_cast<const uint8_t*>(blob.data());
     int8_t* weight_data = weight.mutable_data();
@@ -177,7 +216,7 @@ py::dict info(const py::object& packed) {
     const BlobHeader& h = open(blob);
     py::dict d;
     d["layout_version"] = h.version;
-    d["family"] = h.weight_rank == 2 ? "linear_w8a8" : "conv2d_w8a8";
+    d["family"] = operator_of(h);
     d["depthwise"] = h.family == static_cast<int32_t>(Family::depthwise);
     d["isa"] = isa_name(h.isa);
     d["n"] = h.out_channels;
@@ -193,6 +232,7 @@ py::dict info(const py::object& packed) {
     if (is_block_sparse(h)) {
         d["block_size"] = py::make_tuple(h.block_h, h.block_w);
         d["blocks"] = h.blocks;
+        d["value_dtype"] = dtype_name(static_cast<DType>(h.value_dtype));
     }
     return d;
 }
@@ -220,12 +260,13 @@ void add_packing(py::module_& m) {
     m.def("pack_w8a8", &pack, py::arg("weight"), py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode"),
           py::arg("input_scale"), py::arg("input_zero_point"), py::arg("activation"), py::arg("groups") = 1,
           "Pack s8 weights [out, in] or [out, in/groups, kh, kw] for the ISA in use; returns a uint8 array.");
-    m.def("pack_bsr_w8a8", &pack_bsr, py::arg("crow"), py::arg("col"), py::arg("values"), py::arg("in_features"),
-          py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode"), py::arg("input_scale"),
-          py::arg("input_zero_point"), py::arg("activation"),
-          "Pack block-CSR s8 weights: crow [out / 16 + 1], col [blocks] int32, values [blocks, 16, 4]. Every index is "
-          "checked.");
-    m.def("unpack_bsr_w8a8", &unpack_bsr, py::arg("packed"), "The exact inverse of pack_bsr_w8a8, as a dict.");
+    m.def(
+        "pack_bsr", &pack_bsr, py::arg("crow"), py::arg("col"), py::arg("values"), py::arg("weight_shape"),
+        py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode") = 0, py::arg("input_scale") = 1.0f,
+        py::arg("input_zero_point") = 0, py::arg("activation") = 0,
+        "Pack block-CSR weights: crow [out / bh + 1], col [blocks] int32, values [blocks, bh, bw] of the matrix [out, "
+        "kh * kw * in]: int8 (with weight_scale), float32 or bfloat16 (as uint16). Every index is checked.");
+    m.def("unpack_bsr", &unpack_bsr, py::arg("packed"), "The exact inverse of pack_bsr, as a dict.");
     m.def("unpack_w8a8", &unpack, py::arg("packed"), "The exact inverse of pack_w8a8, as a dict.");
     m.def("blob_info", &info, py::arg("packed"), "What a blob's header says.");
     m.def("blob_check", &check, py::arg("packed"), "Compare the checksums; RuntimeError when a bit has changed.");

@@ -6,11 +6,12 @@
 #include <deque>
 #include <stdexcept>
 
+#include "channels_first.h"
+#include "conv2d_bsr.h"
 #include "conv2d_geometry.h"
 #include "dispatch.h"
 #include "epilogue_setup.h"
 #include "gemm_driver.h"
-#include "transpose.h"
 #include "workspace.h"
 
 namespace fastcompress {
@@ -32,7 +33,11 @@ inline void copy_run(uint8_t* to, const uint8_t* from, int64_t bytes) {
 class Conv {
    public:
     Conv(const BlobHeader& blob, const ConvCall& call)
-        : blob_(blob), call_(call), table_(table_for(static_cast<Isa>(blob.isa))), g_(conv_geometry(blob, call)) {
+        : blob_(blob),
+          call_(call),
+          table_(table_for(static_cast<Isa>(blob.isa))),
+          g_(conv_geometry(blob, call)),
+          channels_first_(call, blob.out_channels, g_.pixels()) {
         depthwise_ = blob.family == static_cast<int32_t>(Family::depthwise);
         gather_ = !depthwise_ && table_.uniform_rows && !g_.uniform;
         channels_ = blob.in_channels * blob.groups;
@@ -78,7 +83,7 @@ class Conv {
               build(c.in_place_ ? 0 : images * c.tasks_per_image_, c.threads_),
               offsets(images * c.g_.out_h, c.threads_),
               compute(c.depthwise_ ? images * c.g_.out_h : plan.tasks() * c.blob_.groups, c.threads_),
-              finish(images * ceil_div(c.blob_.out_channels, kPanel), c.threads_) {}
+              finish(c.channels_first_.store_tasks(images), c.threads_) {}
         int64_t first, images;
         GemmPlan plan;
         TaskQueue build, offsets, compute, finish;
@@ -102,11 +107,6 @@ class Conv {
         const int64_t image = in_place_ ? 0 : chunk_ * l.image_bytes() + 64;
         const int64_t gathered = gather_ ? pixels * blob_.k_pad * blob_.groups : 0;
         const int64_t offsets = needs_offsets() ? pixels : 0;
-        const int64_t element = dtype_bytes(call_.out.dtype);
-        const int64_t nhwc_out = call_.channels_last ? 0 : pixels * blob_.out_channels * element;
-        const int64_t nhwc_residual = call_.channels_last || !call_.out.residual
-                                          ? 0
-                                          : pixels * blob_.out_channels * dtype_bytes(call_.out.residual_dtype);
         run_pixels_ = std::min(g_.out_w, round_up(kDepthwiseScratch / 4 / l.pitch + 1, kDepthwisePixels));
         per_thread_ =
             round_up(std::max({static_cast<int64_t>(kScratchBytes), image_scratch_bytes(source_, rows_per_task_),
@@ -114,14 +114,13 @@ class Conv {
                      64);
         Workspace& w = Workspace::local();
         auto size = [](int64_t bytes) { return Workspace::size(static_cast<size_t>(bytes)); };
-        w.reset(size(image) + size(gathered) + size(offsets * 8) + size(nhwc_out) + size(nhwc_residual) +
-                size(per_thread_ * threads_));
+        w.reset(size(image) + size(gathered) + size(offsets * 8) + size(per_thread_ * threads_) +
+                channels_first_.bytes(chunk_));
         image_ = w.take_array<uint8_t>(image);
         gathered_ = w.take_array<uint8_t>(gathered);
         offsets_ = w.take_array<int64_t>(offsets);
-        nhwc_out_ = w.take_array<uint8_t>(nhwc_out);
-        nhwc_residual_ = w.take_array<uint8_t>(nhwc_residual);
         scratch_ = w.take_array<uint8_t>(per_thread_ * threads_);
+        channels_first_.take(w, chunk_);
     }
 
     bool needs_offsets() const { return !depthwise_ && !gather_ && !g_.uniform; }
@@ -136,9 +135,9 @@ class Conv {
         if (gather_) team.barrier();  // gathering reads the image; plain offsets do not
         if (gather_ || needs_offsets())
             for (int64_t t; chunk.offsets.next(team, &t);) prepare_row(chunk, t);
-        if (nhwc_residual_needed()) load_residual(chunk, team);
+        if (channels_first_.has_residual()) channels_first_.load_residual(chunk.first, chunk.images, team);
         team.barrier();
-        const Epilogue local = chunk_epilogue(epilogue, chunk);
+        const Epilogue local = channels_first_.chunk_epilogue(epilogue, chunk.first);
         for (int64_t t; chunk.compute.next(team, &t);) {
             if (depthwise_) {
                 depthwise_row(chunk, local, t, reinterpret_cast<int32_t*>(scratch));
@@ -147,8 +146,8 @@ class Conv {
             }
         }
         team.barrier();
-        if (!call_.channels_last) {
-            for (int64_t t; chunk.finish.next(team, &t);) store_channels_first(chunk, t);
+        if (channels_first_.needed()) {
+            for (int64_t t; chunk.finish.next(team, &t);) channels_first_.store(chunk.first, t);
             team.barrier();
         }
     }
@@ -182,21 +181,6 @@ class Conv {
                 std::memset(to, 0, static_cast<size_t>(end - to));
             }
         }
-    }
-
-    // Rows of a chunk are numbered from its first image; operands move along with it.
-    Epilogue chunk_epilogue(Epilogue e, const Chunk& chunk) const {
-        const int64_t first_row = chunk.first * g_.pixels();
-        if (call_.channels_last) {
-            e.out = static_cast<uint8_t*>(e.out) + first_row * blob_.out_channels * dtype_bytes(e.out_dtype);
-            if (e.residual)
-                e.residual = static_cast<const uint8_t*>(e.residual) +
-                             first_row * blob_.out_channels * dtype_bytes(e.residual_dtype);
-        } else {
-            e.out = nhwc_out_;
-            if (e.residual) e.residual = nhwc_residual_;
-        }
-        return e;
     }
 
     void gemm_task(const Chunk& chunk, Epilogue e, int64_t t, int32_t* scratch) const {
@@ -250,39 +234,16 @@ class Conv {
         }
     }
 
-    bool nhwc_residual_needed() const { return !call_.channels_last && call_.out.residual; }
-
-    // NCHW residual of the chunk -> NHWC, a few images per thread at most: a rare combination, kept simple.
-    void load_residual(const Chunk& chunk, Team& team) {
-        const int64_t element = dtype_bytes(call_.out.residual_dtype), image = g_.pixels() * blob_.out_channels;
-        for (int64_t i = team.thread(); i < chunk.images; i += team.threads())
-            transpose(element, static_cast<const uint8_t*>(call_.out.residual) + (chunk.first + i) * image * element,
-                      g_.pixels(), blob_.out_channels, g_.pixels(), nhwc_residual_ + i * image * element,
-                      blob_.out_channels);
-    }
-
-    // Task t: sixteen channels of one image.
-    void store_channels_first(const Chunk& chunk, int64_t t) const {
-        const int64_t groups = ceil_div(blob_.out_channels, kPanel);
-        const int64_t image = t / groups, channel = t % groups * kPanel;
-        const int64_t count = std::min(kPanel, blob_.out_channels - channel);
-        const int64_t element = dtype_bytes(call_.out.dtype), plane = g_.pixels();
-        const uint8_t* from = nhwc_out_ + (image * plane * blob_.out_channels + channel) * element;
-        uint8_t* to = static_cast<uint8_t*>(call_.out.data) +
-                      ((chunk.first + image) * blob_.out_channels + channel) * plane * element;
-        transpose(element, from, blob_.out_channels, plane, count, to, plane);
-    }
-
     const BlobHeader& blob_;
     const ConvCall& call_;
     const KernelTable& table_;
     ConvGeometry g_;
+    ChannelsFirst channels_first_;
     ImageSource source_{};
     bool depthwise_ = false, gather_ = false, in_place_ = false;
     int64_t channels_ = 0, chunk_ = 1, rows_per_task_ = 1, tasks_per_image_ = 1, run_pixels_ = 1, per_thread_ = 0;
     int threads_ = 1;
-    uint8_t *image_ = nullptr, *gathered_ = nullptr, *nhwc_out_ = nullptr, *nhwc_residual_ = nullptr,
-            *scratch_ = nullptr;
+    uint8_t *image_ = nullptr, *gathered_ = nullptr, *scratch_ = nullptr;
     int64_t* offsets_ = nullptr;
     std::deque<Chunk> queues_;
 };
@@ -294,7 +255,10 @@ void conv2d_w8a8(const BlobHeader& blob, const ConvCall& call) {
         throw std::invalid_argument("conv2d_w8a8: the packed weights belong to a linear layer; use linear_w8a8");
     if (call.x_dtype == DType::s8 || call.x_dtype == DType::i32)
         throw std::invalid_argument("conv2d_w8a8: input must be f32, bf16, f16 or u8");
+    if (has_real_weights(blob))
+        throw std::invalid_argument("conv2d_w8a8: the packed weights are floats; use conv2d_bsr");
     if (call.batch == 0) return;
+    if (is_block_sparse(blob)) return run_conv2d_bsr(blob, call, "conv2d_w8a8");
     Conv(blob, call).run();
 }
 

@@ -26,9 +26,10 @@ KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, cons
             small ? small->gemm : nullptr,
             small ? int64_t{4} : int64_t{0},
             w.depthwise ? w.depthwise : small->depthwise,
-            &bsr_table(isa),
+            sparse_table(isa),
             e.epilogue,
             e.quantize,
+            e.widen,
             e.range};
 }
 
@@ -77,28 +78,54 @@ const ElementwiseTable& elementwise_table(Isa isa) {
     return kElementwise_generic;
 }
 
-const BsrTable& bsr_table(Isa isa) {
+namespace {
+
+const SparseKernel* sparse_integer(Isa isa) {
     switch (isa) {
 #if defined(FASTCOMPRESS_HAVE_AVX2)
         case Isa::avx2:
-            return kBsr_avx2;
+            return kSparseInteger_avx2;
 #endif
 #if defined(FASTCOMPRESS_HAVE_AVXVNNI)
         case Isa::avxvnni:
-            return kBsr_avxvnni;
+            return kSparseInteger_avxvnni;
 #endif
 #if defined(FASTCOMPRESS_HAVE_AVX512)
         case Isa::avx512:
-            return kBsr_avx512;
+            return kSparseInteger_avx512;
 #endif
 #if defined(FASTCOMPRESS_HAVE_AVX512VNNI)
         case Isa::avx512vnni:
-        case Isa::amxint8:  // tiles of blocks are too small for AMX
-            return kBsr_avx512vnni;
+        case Isa::amxint8:  // blocks are too small for AMX
+            return kSparseInteger_avx512vnni;
 #endif
         default:
-            return kBsr_generic;
+            return kSparseInteger_generic;
     }
+}
+
+}  // namespace
+
+SparseTable sparse_table(Isa isa) {
+    const SparseKernel* integer = sparse_integer(isa);
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+    if (isa >= Isa::avx512) return {integer, kSparseReal_avx512, kInterleave_avx512};
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+    if (isa >= Isa::avx2) return {integer, kSparseReal_avx2, kInterleave_avx2};
+#endif
+    return {integer, kSparseReal_generic, kInterleave_generic};
+}
+
+const SparseKernel* find_sparse_kernel(const KernelTable& table, DType value, int64_t block_h, int64_t block_w) {
+    const auto find = [&](const SparseKernel* kernels, int count) -> const SparseKernel* {
+        for (int i = 0; i < count; ++i)
+            if (kernels[i].value == value && kernels[i].block_h == block_h && kernels[i].block_w == block_w)
+                return kernels + i;
+        return nullptr;
+    };
+    return value == DType::s8 ? find(table.sparse.integer, kSparseIntegerKernels)
+                              : find(table.sparse.real, kSparseRealKernels);
 }
 
 const W8A8Table& w8a8_table(Isa isa) {

@@ -8,6 +8,7 @@ namespace fastcompress {
 
 Epilogue make_epilogue(const BlobHeader& blob, const OutputSpec& out, const char* op) {
     Epilogue e{};
+    e.real = has_real_weights(blob);
     e.weight_scale = blob_scales(blob);
     e.column_sum = blob_column_sums(blob);
     e.bias = blob_bias(blob);
@@ -21,6 +22,8 @@ Epilogue make_epilogue(const BlobHeader& blob, const OutputSpec& out, const char
     e.out = out.data;
     e.out_ld = blob.out_channels;
     e.out_inverse_scale = 1.0f;
+    if (out.dtype == DType::i32 && e.real)
+        throw std::invalid_argument(std::string(op) + ": float weights have no int32 output; ask for float32");
     if (out.dtype == DType::i32 && out.residual)
         throw std::invalid_argument(std::string(op) +
                                     ": int32 output is the raw accumulator and takes no residual; leave residual out");

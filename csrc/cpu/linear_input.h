@@ -1,4 +1,5 @@
-// The input of a linear layer on its way to a product: rows quantized (or taken as they are) with their parameters.
+// The input of a linear layer on its way to a product: rows quantized or widened to float32 (or taken as they are), with their
+// parameters.
 #pragma once
 
 #include <cstring>
@@ -10,9 +11,9 @@
 
 namespace fastcompress {
 
-// Quantized rows and, for dynamic activations, their parameters.
+// Prepared rows and, for dynamic activations, their parameters.
 struct Rows {
-    uint8_t* q;  // [count, stride]; null: the caller's u8 rows are used where they lie
+    uint8_t* q;  // [count, stride] bytes; null: the caller's rows are used where they lie
     float* scale;
     int32_t* zero_point;
 };
@@ -23,8 +24,9 @@ struct LinearInput {
     const BlobHeader& blob;
     const LinearCall& call;
     InputMode mode;
-    int64_t k, stride;
+    int64_t k, stride;  // stride: bytes
     bool in_place, dynamic;
+    bool real;  // for float weights
 
     size_t rows_bytes(int64_t count) const {
         const size_t q = in_place ? 0 : static_cast<size_t>(count * stride);
@@ -42,9 +44,10 @@ struct LinearInput {
     }
 
     // Row `row` of the input to place `slot`.
-    void quantize_row(const Rows& rows, int64_t row, int64_t slot) const {
+    void prepare_row(const Rows& rows, int64_t row, int64_t slot) const {
         uint8_t* out = rows.q + slot * stride;
         const void* x = row_at(call.x, call.x_dtype, row * k);
+        if (real) return table.widen(x, call.x_dtype, k, reinterpret_cast<float*>(out));
         if (call.x_dtype == DType::u8) {
             std::memcpy(out, x, static_cast<size_t>(k));
         } else if (mode == InputMode::per_tensor) {
@@ -56,7 +59,7 @@ struct LinearInput {
         std::memset(out + k, 0, static_cast<size_t>(stride - k));
     }
 
-    // `e` for input rows first .., whose quantized form lies in `rows` from its start.
+    // `e` for input rows first .., whose prepared form lies in `rows` from its start.
     Epilogue epilogue_of(const Rows& rows, Epilogue e, int64_t first) const {
         e.out = static_cast<uint8_t*>(e.out) + first * e.out_ld * dtype_bytes(e.out_dtype);
         if (e.residual)
@@ -72,10 +75,16 @@ struct LinearInput {
         return e;
     }
 
-    // Where quantized row 0 of `rows`, which is input row `first`, lies.
-    const uint8_t* quantized(const Rows& rows, int64_t first) const {
-        return in_place ? static_cast<const uint8_t*>(call.x) + first * k : rows.q;
+    // Where prepared row 0 of `rows`, which is input row `first`, lies.
+    const uint8_t* prepared(const Rows& rows, int64_t first) const {
+        return in_place ? static_cast<const uint8_t*>(call.x) + first * stride : rows.q;
     }
 };
+
+// The input of float weights.
+inline LinearInput real_input(const KernelTable& table, const BlobHeader& blob, const LinearCall& call) {
+    const int64_t k = blob.in_channels, stride = k * static_cast<int64_t>(sizeof(float));
+    return {table, blob, call, InputMode::per_tensor, k, stride, call.x_dtype == DType::f32, false, true};
+}
 
 }  // namespace fastcompress

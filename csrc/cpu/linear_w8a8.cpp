@@ -9,7 +9,7 @@
 #include "epilogue_setup.h"
 #include "fastcompress/w8a8.h"
 #include "gemm_driver.h"
-#include "linear_bsr_w8a8.h"
+#include "linear_bsr.h"
 #include "linear_input.h"
 
 namespace fastcompress {
@@ -21,7 +21,7 @@ GemmProblem problem(const LinearInput& l, const Rows& rows, const Epilogue& e, i
     p.table = &l.table;
     p.rows = count;
     p.columns = l.blob.out_channels;
-    p.a = l.quantized(rows, first);
+    p.a = l.prepared(rows, first);
     p.a_stride = l.stride;
     p.segments = 1;
     p.segment_quads = l.blob.k_pad / 4;
@@ -69,7 +69,7 @@ void run_row_blocks(const LinearInput& l, const Epilogue& epilogue, int64_t rows
         for (int64_t block; blocks.next(team, &block);) {
             const int64_t first = block * rows_per_block, count = std::min(rows_per_block, l.call.rows - first);
             if (!l.in_place)
-                for (int64_t i = 0; i < count; ++i) l.quantize_row(mine, first + i, i);
+                for (int64_t i = 0; i < count; ++i) l.prepare_row(mine, first + i, i);
             const GemmProblem product = problem(l, mine, epilogue, first, count);
             const GemmPlan plan = plan_gemm(l.table, count, l.blob.out_channels, l.blob.k_pad, 1);
             for (int64_t task = 0; task < plan.tasks(); ++task)
@@ -86,7 +86,7 @@ void run_columns(const LinearInput& l, const Epilogue& epilogue, int threads, Wo
     TaskQueue quantize(l.in_place ? 0 : l.call.rows, threads), tasks(plan.tasks(), threads);
     parallel(threads, [&](Team& team) {
         if (!l.in_place) {
-            for (int64_t row; quantize.next(team, &row);) l.quantize_row(rows, row, row);
+            for (int64_t row; quantize.next(team, &row);) l.prepare_row(rows, row, row);
             team.barrier();
         }
         for (int64_t task; tasks.next(team, &task);) run_gemm_task(product, plan, task, thread_scratch(scratch, team));
@@ -96,8 +96,10 @@ void run_columns(const LinearInput& l, const Epilogue& epilogue, int threads, Wo
 }  // namespace
 
 void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
-    if (blob.family != static_cast<int32_t>(Family::linear) && !is_block_sparse(blob))
+    if (!is_linear(blob))
         throw std::invalid_argument("linear_w8a8: the packed weights belong to a convolution; use conv2d_w8a8");
+    if (has_real_weights(blob))
+        throw std::invalid_argument("linear_w8a8: the packed weights are floats; use linear_bsr");
     if (call.x_dtype == DType::s8 || call.x_dtype == DType::i32)
         throw std::invalid_argument("linear_w8a8: input must be f32, bf16, f16 or u8");
     if (!call.row_scale != !call.row_zero_point)
@@ -114,8 +116,8 @@ void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     const bool conflicts = rows_conflict(table, call.rows, blob);
     const bool in_place = call.x_dtype == DType::u8 && k == blob.k_pad && !conflicts;
     const int64_t stride = conflicts ? blob.k_pad + kCacheLine : blob.k_pad;
-    const LinearInput linear{table, blob, call, mode, k, stride, in_place, dynamic};
-    if (is_block_sparse(blob)) return linear_bsr_w8a8(linear, epilogue);
+    const LinearInput linear{table, blob, call, mode, k, stride, in_place, dynamic, false};
+    if (is_block_sparse(blob)) return run_linear_bsr(linear, epilogue);
 
     Work work;
     work.weight_bytes = blob.panels * kPanel * blob.k_pad;

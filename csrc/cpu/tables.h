@@ -10,6 +10,7 @@ namespace fastcompress {
 struct ElementwiseTable {
     decltype(KernelTable::epilogue) epilogue;
     decltype(KernelTable::quantize) quantize;
+    decltype(KernelTable::widen) widen;
     decltype(KernelTable::range) range;
     int32_t (*read)(const int32_t* data, int64_t count);  // for bandwidths
 };
@@ -38,11 +39,19 @@ extern const W8A8Table kW8A8_avx512;
 extern const W8A8Table kW8A8_avx512vnni;
 extern const W8A8Table kW8A8_amxint8;
 
-extern const BsrTable kBsr_generic;
-extern const BsrTable kBsr_avx2;
-extern const BsrTable kBsr_avxvnni;
-extern const BsrTable kBsr_avx512;
-extern const BsrTable kBsr_avx512vnni;
+extern const SparseKernel kSparseInteger_generic[kSparseIntegerKernels];
+extern const SparseKernel kSparseInteger_avx2[kSparseIntegerKernels];
+extern const SparseKernel kSparseInteger_avxvnni[kSparseIntegerKernels];
+extern const SparseKernel kSparseInteger_avx512[kSparseIntegerKernels];
+extern const SparseKernel kSparseInteger_avx512vnni[kSparseIntegerKernels];
+
+// Shared by all ISAs of one vector width.
+extern const SparseKernel kSparseReal_generic[kSparseRealKernels];
+extern const SparseKernel kSparseReal_avx2[kSparseRealKernels];
+extern const SparseKernel kSparseReal_avx512[kSparseRealKernels];
+extern const InterleaveFunction kInterleave_generic;
+extern const InterleaveFunction kInterleave_avx2;
+extern const InterleaveFunction kInterleave_avx512;
 
 // Register-only loops of the float units; return the operations done.
 int64_t ceiling_fp32_avx2(int64_t iterations);
@@ -53,6 +62,6 @@ int64_t ceiling_bf16_amx(int64_t iterations);
 // dispatch.cpp
 const W8A8Table& w8a8_table(Isa isa);
 const ElementwiseTable& elementwise_table(Isa isa);
-const BsrTable& bsr_table(Isa isa);
+SparseTable sparse_table(Isa isa);
 
 }  // namespace fastcompress

@@ -66,6 +66,23 @@ void transpose_1(const uint8_t* src, int64_t src_ld, int64_t rows, int64_t colum
 #endif
 }
 
+void interleave_4(const uint8_t* src, int64_t src_ld, int64_t columns, uint8_t* dst) {
+    int64_t j = 0;
+#if defined(__SSE2__)
+    for (; j + 16 <= columns; j += 16) {
+        const __m128i r0 = load(src + j), r1 = load(src + src_ld + j);
+        const __m128i r2 = load(src + 2 * src_ld + j), r3 = load(src + 3 * src_ld + j);
+        const __m128i l01 = _mm_unpacklo_epi8(r0, r1), h01 = _mm_unpackhi_epi8(r0, r1);
+        const __m128i l23 = _mm_unpacklo_epi8(r2, r3), h23 = _mm_unpackhi_epi8(r2, r3);
+        store(dst + 4 * j, _mm_unpacklo_epi16(l01, l23));
+        store(dst + 4 * j + 16, _mm_unpackhi_epi16(l01, l23));
+        store(dst + 4 * j + 32, _mm_unpacklo_epi16(h01, h23));
+        store(dst + 4 * j + 48, _mm_unpackhi_epi16(h01, h23));
+    }
+#endif
+    plain(src + j, src_ld, 4, columns - j, dst + 4 * j, 4);
+}
+
 void transpose_2(const uint16_t* src, int64_t src_ld, int64_t rows, int64_t columns, uint16_t* dst, int64_t dst_ld) {
     plain(src, src_ld, rows, columns, dst, dst_ld);
 }

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from fastcompress.formats.fields import Fields
 from fastcompress.formats.quantized import DTYPES, QuantLinearCodec
 from fastcompress.nn import SparseQuantLinear
 from fastcompress.ops.block_csr import BlockCSR
-from fastcompress.ops.canonical import SparseW8A8Canonical
-from fastcompress.ops.packing import KERNEL_BLOCK
+from fastcompress.ops.canonical_sparse import SparseW8A8Canonical
+from fastcompress.ops.packing import KERNEL_BLOCKS
 
 __all__ = ["SparseQuantLinearCodec"]
 
@@ -35,7 +36,7 @@ class SparseQuantLinearCodec(QuantLinearCodec):
     def parse(cls, fields: Fields) -> SparseQuantLinearCodec:
         blocks = fields.integer("blocks", 0)
         dense = QuantLinearCodec.parse(fields)
-        height, width = KERNEL_BLOCK
+        height, width = KERNEL_BLOCKS[torch.int8][0]
         if dense.out_features % height or dense.in_features % width:
             raise fields.error(
                 "out_features", f"{dense.out_features}x{dense.in_features} has no {height}x{width} blocks"
@@ -48,9 +49,9 @@ class SparseQuantLinearCodec(QuantLinearCodec):
         result = super().tensors()
         del result["weight"]
         return {
-            "crow": ("I32", (self.out_features // KERNEL_BLOCK[0] + 1,)),
+            "crow": ("I32", (self.out_features // KERNEL_BLOCKS[torch.int8][0][0] + 1,)),
             "col": ("I32", (self.blocks,)),
-            "values": ("I8", (self.blocks, *KERNEL_BLOCK)),
+            "values": ("I8", (self.blocks, *KERNEL_BLOCKS[torch.int8][0])),
             **result,
         }
 

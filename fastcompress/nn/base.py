@@ -116,9 +116,9 @@ class QuantizedLayer(nn.Module):
         packed, dtype = self._buffers["packed"], self._dtype
         assert packed is not None
         if torch.compiler.is_compiling():  # a traced graph needs an operator, not a tensor subclass made inside it
-            return torch.ops.fastcompress.dequantize_w8a8(packed, field, size, dtype)
+            return torch.ops.fastcompress.dequantize(packed, field, size, dtype)
         return LazyWeight(
-            lambda: torch.ops.fastcompress.dequantize_w8a8(packed, field, size, dtype), size, dtype, packed.device
+            lambda: torch.ops.fastcompress.dequantize(packed, field, size, dtype), size, dtype, packed.device
         )
 
     def dequantize(self) -> Tensor:

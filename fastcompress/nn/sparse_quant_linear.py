@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..ops import packing
 from ..ops.block_csr import BlockCSR
-from ..ops.canonical import SparseW8A8Canonical, W8A8Canonical
-from ..ops.packing import KERNEL_BLOCK
+from ..ops.canonical_sparse import SparseW8A8Canonical
+from ..ops.packing import KERNEL_BLOCKS
 from .quant_linear import QuantLinear
 
 __all__ = ["SparseQuantLinear"]
@@ -45,7 +45,7 @@ class SparseQuantLinear(QuantLinear):
     @staticmethod
     def problem(module: nn.Linear) -> str | None:
         """Why a layer of this shape cannot be cut into blocks, or None."""
-        height, width = KERNEL_BLOCK
+        height, width = KERNEL_BLOCKS[torch.int8][0]
         if module.out_features % height or module.in_features % width:
             return (
                 f"its {module.out_features}x{module.in_features} weight cannot be cut into blocks of {height}x{width}"
@@ -65,21 +65,19 @@ class SparseQuantLinear(QuantLinear):
 
     @staticmethod
     def _canonical_of(weight: Tensor, *rest: Any) -> SparseW8A8Canonical:
-        return SparseW8A8Canonical(BlockCSR.from_dense(weight, KERNEL_BLOCK), *rest)
+        return SparseW8A8Canonical(BlockCSR.from_dense(weight, KERNEL_BLOCKS[torch.int8][0]), *rest)
 
     def canonical(self) -> SparseW8A8Canonical:
         """The portable tensors behind this layer, bit for bit (without native kernels, all-zero blocks are dropped)."""
         c = packing.unpack(self.packed)
-        if isinstance(c, W8A8Canonical):  # the reference layout is dense
-            rest = (c.weight_scale, c.bias, c.input_mode, c.input_scale, c.input_zero_point, c.activation)
-            return self._canonical_of(c.weight, *rest)
+        assert isinstance(c, SparseW8A8Canonical)
         return c
 
     @property
     def density(self) -> float:
         """Stored blocks over all blocks."""
         header = packing.info(self.packed)
-        height, width = KERNEL_BLOCK
+        height, width = KERNEL_BLOCKS[torch.int8][0]
         total = self.out_features // height * (self.in_features // width)
         return float(header["blocks"]) / total if "blocks" in header else self.canonical().blocks.density
 

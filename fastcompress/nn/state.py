@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.block_csr import BlockCSR
-from ..ops.canonical import SparseW8A8Canonical, W8A8Canonical
+from ..ops.canonical import W8A8Canonical
+from ..ops.canonical_sparse import SparseW8A8Canonical
 
 __all__ = ["Canonical", "read_state", "write_state"]
 

@@ -5,7 +5,8 @@ import torch
 from . import autograd, fake, native, packing, reference, schemas
 from .arithmetic import quantize_weight
 from .block_csr import BlockCSR
-from .canonical import SparseW8A8Canonical, W8A8Canonical
+from .canonical import W8A8Canonical
+from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .constants import ACTIVATIONS, INPUT_MODES, ISA_NAMES, MAX_K
 from .packing import check, info, pack, unpack
 
@@ -15,6 +16,7 @@ __all__ = [
     "ISA_NAMES",
     "MAX_K",
     "BlockCSR",
+    "SparseCanonical",
     "SparseW8A8Canonical",
     "W8A8Canonical",
     "check",
@@ -34,9 +36,11 @@ def _register() -> torch.library.Library:
         reference.quantize_per_token,
         reference.linear_w8a8,
         reference.conv2d_w8a8,
+        reference.linear_bsr,
+        reference.conv2d_bsr,
     ):
         library.impl(function.__name__, function, "CompositeExplicitAutograd")
-    library.impl("dequantize_w8a8", packing.dequantize_w8a8, "CompositeExplicitAutograd")
+    library.impl("dequantize", packing.dequantize, "CompositeExplicitAutograd")
     for name, backward in autograd.BACKWARD.items():
         library.impl(name, backward, "CompositeExplicitAutograd")
     fake.register(library)

@@ -113,6 +113,20 @@ def epilogue(
     if out_dtype == torch.int32:
         return acc
     v = acc.to(torch.float32) * scale
+    return real_epilogue(v, bias, residual, activation, out_dtype, out_scale, out_zero_point)
+
+
+def real_epilogue(
+    sums: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+    out_scale: float,
+    out_zero_point: int,
+) -> Tensor:
+    """The epilogue of sums that need no scale, from the bias on; they are rounded to float32 first."""
+    v = sums.to(torch.float32)
     if bias is not None:
         v = v + bias
     if residual is not None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from . import packing
 from .arithmetic import static_mask
-from .canonical import SparseW8A8Canonical, W8A8Canonical
+from .canonical_sparse import SparseCanonical
 
-__all__ = ["BACKWARD", "conv2d_w8a8_backward", "linear_w8a8_backward", "register"]
+__all__ = ["BACKWARD", "conv2d_backward", "linear_backward", "register"]
 
 _aten = torch.ops.aten
 
@@ -41,20 +42,22 @@ def _activation_gradient(name: str, grad: Tensor, v: Tensor) -> Tensor:
     return _aten.hardsigmoid_backward(grad, v)
 
 
-def _before_activation(acc: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    v = acc.to(torch.float32) * scale
-    if bias is not None:
-        v = v + bias
+def _real_before_activation(product: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    v = product if bias is None else product + bias
     return v if residual is None else v + residual.to(torch.float32)
 
 
-def _mask(input: Tensor, grad: Tensor, c: W8A8Canonical | SparseW8A8Canonical) -> Tensor:
-    if c.input_mode == "static" and input.dtype != torch.uint8:
+def _before_activation(acc: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    return _real_before_activation(acc.to(torch.float32) * scale, bias, residual)
+
+
+def _mask(input: Tensor, grad: Tensor, c: packing.Canonical) -> Tensor:
+    if not isinstance(c, SparseCanonical) and c.input_mode == "static" and input.dtype != torch.uint8:
         grad = torch.where(static_mask(input, c.input_scale, c.input_zero_point), grad, 0.0)
     return grad.to(input.dtype)
 
 
-def linear_w8a8_backward(
+def linear_backward(
     grad_output: Tensor,
     input: Tensor,
     packed: Tensor,
@@ -62,11 +65,17 @@ def linear_w8a8_backward(
     input_scale: Tensor | None = None,
     input_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``linear_w8a8``: of the input (its shape and dtype) and, float32, before the activation."""
+    """Gradients of ``linear_w8a8`` and ``linear_bsr``.
+
+    Returns that of the input (its shape and dtype) and, float32, that before the activation.
+    """
     c = packing.unpack(packed)
     ops = torch.ops.fastcompress
     grad = grad_output.to(torch.float32)
-    if c.activation != "none":
+    if c.activation != "none" and isinstance(c, SparseCanonical):
+        v = _real_before_activation(F.linear(input.to(torch.float32), c.dequantize()), c.bias, residual)
+        grad = _activation_gradient(c.activation, grad, v)
+    elif c.activation != "none":
         acc = ops.linear_w8a8(
             input,
             packed,
@@ -87,7 +96,7 @@ def linear_w8a8_backward(
     return grad_input.contiguous(), grad.contiguous() if grad is not grad_output else grad.clone()
 
 
-def conv2d_w8a8_backward(
+def conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
     packed: Tensor,
@@ -97,10 +106,20 @@ def conv2d_w8a8_backward(
     dilation: Sequence[int],
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``conv2d_w8a8``: of the input (its shape and dtype) and, float32, before the activation."""
+    """Gradients of ``conv2d_w8a8`` and ``conv2d_bsr``.
+
+    Returns that of the input (its shape and dtype) and, float32, that before the activation.
+    """
     c = packing.unpack(packed)
     grad = grad_output.to(torch.float32)
-    if c.activation != "none":
+    top, bottom, left, right = padding
+    geometry = {"stride": tuple(stride), "dilation": tuple(dilation)}
+    if c.activation != "none" and isinstance(c, SparseCanonical):
+        padded = F.pad(input.to(torch.float32), (left, right, top, bottom))
+        bias = None if c.bias is None else c.bias.view(-1, 1, 1)
+        v = _real_before_activation(F.conv2d(padded, c.dequantize(), **geometry), bias, residual)
+        grad = _activation_gradient(c.activation, grad, v)
+    elif c.activation != "none":
         acc = torch.ops.fastcompress.conv2d_w8a8(
             input, packed, c.weight_shape[0], kernel_size, stride, padding, dilation, out_dtype=torch.int32
         )
@@ -108,29 +127,28 @@ def conv2d_w8a8_backward(
         v = _before_activation(acc, (c.weight_scale * c.input_scale).view(-1, 1, 1), bias, residual)
         grad = _activation_gradient(c.activation, grad, v)
     batch = grad if grad.dim() == 4 else grad.unsqueeze(0)
-    top, bottom, left, right = padding
     height, width = input.shape[-2:]
     padded = [batch.shape[0], input.shape[-3], height + top + bottom, width + left + right]
-    whole = conv2d_input(padded, c.dequantize(), batch, stride=tuple(stride), dilation=tuple(dilation), groups=c.groups)
+    groups = 1 if isinstance(c, SparseCanonical) else c.groups
+    whole = conv2d_input(padded, c.dequantize(), batch, **geometry, groups=groups)
     inner = whole[:, :, top : top + height, left : left + width].reshape(input.shape)
     return _mask(input, inner, c).contiguous(), grad.contiguous() if grad is not grad_output else grad.clone()
 
 
 #: Implementations of the backward operators in ``schemas.PYTHON_SCHEMAS``.
-BACKWARD = {"linear_w8a8_backward": linear_w8a8_backward, "conv2d_w8a8_backward": conv2d_w8a8_backward}
+BACKWARD = {"linear_backward": linear_backward, "conv2d_backward": conv2d_backward}
 
 
 def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, packed, _, residual, _, _, _, input_scale, input_zero_point = inputs
-    ctx.save_for_backward(input, packed, residual, input_scale, input_zero_point)
+    input, packed, _, residual, _, _, _, *tokens = inputs  # tokens: input_scale, input_zero_point of int8 layers
+    ctx.save_for_backward(input, packed, residual, *tokens)
 
 
 def _linear(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    input, packed, residual, input_scale, input_zero_point = ctx.saved_tensors
-    grad_input, grad_residual = torch.ops.fastcompress.linear_w8a8_backward(
-        grad_output, input, packed, residual, input_scale, input_zero_point
-    )
-    return (_float_only(grad_input), None, None, _as(grad_residual, residual), None, None, None, None, None)
+    input, packed, residual, *tokens = ctx.saved_tensors
+    grad_input, grad_residual = torch.ops.fastcompress.linear_backward(grad_output, input, packed, residual, *tokens)
+    rest = [None] * (3 + len(tokens))
+    return (_float_only(grad_input), None, None, _as(grad_residual, residual), *rest)
 
 
 def _setup_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -141,7 +159,7 @@ def _setup_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _conv2d(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     input, packed, residual = ctx.saved_tensors
-    grad_input, grad_residual = torch.ops.fastcompress.conv2d_w8a8_backward(
+    grad_input, grad_residual = torch.ops.fastcompress.conv2d_backward(
         grad_output, input, packed, *ctx.geometry, residual
     )
     return (_float_only(grad_input), None, None, None, None, None, None, _as(grad_residual, residual), None, None, None)
@@ -157,14 +175,15 @@ def _as(grad: Tensor, residual: Tensor | None) -> Tensor | None:
 
 def _twice(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
-        "fastcompress: linear_w8a8 and conv2d_w8a8 cannot be differentiated twice; drop create_graph=True, or take "
-        "second derivatives of the float model"
+        "fastcompress: compressed layers cannot be differentiated twice; drop create_graph=True, or take second "
+        "derivatives of the float model"
     )
 
 
 def register(library: torch.library.Library) -> None:
     """Register the backward formulas, and an error for second derivatives."""
-    torch.library.register_autograd("fastcompress::linear_w8a8", _linear, setup_context=_setup_linear, lib=library)
-    torch.library.register_autograd("fastcompress::conv2d_w8a8", _conv2d, setup_context=_setup_conv2d, lib=library)
+    for kind in ("w8a8", "bsr"):
+        for layer, backward, setup in (("linear", _linear, _setup_linear), ("conv2d", _conv2d, _setup_conv2d)):
+            torch.library.register_autograd(f"fastcompress::{layer}_{kind}", backward, setup_context=setup, lib=library)
     for name in BACKWARD:
         torch.library.register_autograd(f"fastcompress::{name}", _twice, lib=library)

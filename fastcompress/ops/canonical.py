@@ -6,10 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .block_csr import BlockCSR
 from .checks import float32_of
 
-__all__ = ["SparseW8A8Canonical", "W8A8Canonical"]
+__all__ = ["W8A8Canonical", "moved"]
 
 
 @dataclass(frozen=True)
@@ -66,71 +65,10 @@ class W8A8Canonical:
             self,
             weight=self.weight.to(device),
             weight_scale=self.weight_scale.to(device),
-            bias=_moved(self.bias, device),
+            bias=moved(self.bias, device),
         )
 
 
-@dataclass(frozen=True)
-class SparseW8A8Canonical:
-    """The portable form of one block-sparse int8 linear; fields as in `W8A8Canonical` but for the weight.
-
-    Attributes:
-        blocks: int8 block-CSR of ``[out, in]``.
-
-    Example:
-        >>> blocks = BlockCSR.from_dense(torch.ones(16, 8, dtype=torch.int8), (16, 4))
-        >>> SparseW8A8Canonical(blocks, torch.ones(16), None, "dynamic", 1.0, 0).weight_shape
-        (16, 8)
-    """
-
-    blocks: BlockCSR
-    weight_scale: Tensor
-    bias: Tensor | None
-    input_mode: str
-    input_scale: float
-    input_zero_point: int
-    activation: str = "none"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "input_scale", float32_of(self.input_scale))
-
-    @property
-    def groups(self) -> int:
-        """A linear layer has one."""
-        return 1
-
-    @property
-    def family(self) -> str:
-        """``"linear_w8a8"``: the operator is the dense layer's."""
-        return "linear_w8a8"
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the dense weight."""
-        return tuple(self.blocks.shape)
-
-    def dense(self) -> W8A8Canonical:
-        """The same layer with a dense weight (new memory)."""
-        return W8A8Canonical(
-            self.blocks.to_dense(),
-            self.weight_scale,
-            self.bias,
-            self.input_mode,
-            self.input_scale,
-            self.input_zero_point,
-            self.activation,
-        )
-
-    def dequantize(self) -> Tensor:
-        """The dense weight as float32."""
-        return self.dense().dequantize()
-
-    def to(self, device: torch.device) -> Self:
-        """The same layer with its tensors on `device`."""
-        b = self.blocks
-        moved = BlockCSR(b.crow.to(device), b.col.to(device), b.values.to(device), b.shape)
-        return replace(self, blocks=moved, weight_scale=self.weight_scale.to(device), bias=_moved(self.bias, device))
-
-
-def _moved(bias: Tensor | None, device: torch.device) -> Tensor | None:
+def moved(bias: Tensor | None, device: torch.device) -> Tensor | None:
+    """A bias on `device`; None stays None."""
     return None if bias is None else bias.to(device)

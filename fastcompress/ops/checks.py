@@ -140,6 +140,8 @@ def _check_output(
         out_dtype = torch.float32 if input.dtype == torch.uint8 else input.dtype
     if out_dtype in _RANGES:
         check_parameters(op, "out_", out_scale, out_zero_point, *_RANGES[out_dtype])
+    elif out_dtype == torch.int32 and op.endswith("_bsr"):
+        raise TypeError(f"{op}: `out_dtype` is int32, but float weights have no int32 accumulator; use torch.float32")
     elif out_dtype not in (*FLOATS, torch.int32):
         raise TypeError(
             f"{op}: `out_dtype` must be float32, bfloat16, float16, uint8, int8 or int32 (the accumulator), "
@@ -152,6 +154,11 @@ def _check_output(
         _expect_device(op, "residual", residual, input)
         _expect_shape(op, "residual", residual, shape, "the output's shape")
     return out_dtype
+
+
+def _check_input(op: str, input: Tensor) -> None:
+    allowed = FLOATS if op.endswith("_bsr") else (*FLOATS, torch.uint8)
+    _expect_dtype(op, "input", input, allowed, "convert it with .float()")
 
 
 def _check_packed(op: str, packed: Tensor, input: Tensor) -> None:
@@ -174,10 +181,14 @@ def check_linear(
     out_zero_point: int = 0,
     input_scale: Tensor | None = None,
     input_zero_point: Tensor | None = None,
+    *,
+    op: str = "linear_w8a8",
 ) -> tuple[list[int], torch.dtype]:
-    """Check the arguments of ``linear_w8a8``; returns the output's shape and dtype, raises TypeError or ValueError."""
-    op = "linear_w8a8"
-    _expect_dtype(op, "input", input, (*FLOATS, torch.uint8), "convert it with .float()")
+    """Check the arguments of ``linear_w8a8`` or ``linear_bsr``.
+
+    Returns the output's shape and dtype, raises TypeError or ValueError.
+    """
+    _check_input(op, input)
     if input.dim() < 1:
         raise ValueError(f"{op}: `input` must have at least one dimension ([..., in_features]), got a scalar")
     _check_packed(op, packed, input)
@@ -217,10 +228,14 @@ def check_conv2d(
     out_dtype: torch.dtype | None = None,
     out_scale: float = 1.0,
     out_zero_point: int = 0,
+    *,
+    op: str = "conv2d_w8a8",
 ) -> tuple[list[int], torch.dtype]:
-    """Check the arguments of ``conv2d_w8a8``; returns the output's shape and dtype, raises TypeError or ValueError."""
-    op = "conv2d_w8a8"
-    _expect_dtype(op, "input", input, (*FLOATS, torch.uint8), "convert it with .float()")
+    """Check the arguments of ``conv2d_w8a8`` or ``conv2d_bsr``.
+
+    Returns the output's shape and dtype, raises TypeError or ValueError.
+    """
+    _check_input(op, input)
     if input.dim() not in (3, 4):
         raise ValueError(f"{op}: `input` must be [N, C, H, W] or [C, H, W], got shape {list(input.shape)}")
     _check_packed(op, packed, input)

@@ -1,6 +1,7 @@
 """Shape functions for ``torch.compile`` and ``torch.export``: the same checks as the kernels, no data touched."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +44,23 @@ def _linear_w8a8(
     return input.new_empty(shape, dtype=dtype)
 
 
-def _conv2d_w8a8(
+def _linear_bsr(
+    input: Tensor,
+    packed: Tensor,
+    out_features: int,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Tensor:
+    shape, dtype = checks.check_linear(
+        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op="linear_bsr"
+    )
+    return input.new_empty(shape, dtype=dtype)
+
+
+def _conv2d(
+    op: str,
     input: Tensor,
     packed: Tensor,
     out_channels: int,
@@ -68,6 +85,7 @@ def _conv2d_w8a8(
         out_dtype,
         out_scale,
         out_zero_point,
+        op=op,
     )
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     if len(shape) == 4:
@@ -76,7 +94,7 @@ def _conv2d_w8a8(
     return whole.squeeze(0)
 
 
-def _linear_w8a8_backward(
+def _linear_backward(
     grad_output: Tensor,
     input: Tensor,
     packed: Tensor,
@@ -87,7 +105,7 @@ def _linear_w8a8_backward(
     return input.new_empty(input.shape), grad_output.new_empty(grad_output.shape, dtype=torch.float32)
 
 
-def _conv2d_w8a8_backward(
+def _conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
     packed: Tensor,
@@ -100,7 +118,7 @@ def _conv2d_w8a8_backward(
     return input.new_empty(input.shape), grad_output.new_empty(grad_output.shape, dtype=torch.float32)
 
 
-def _dequantize_w8a8(packed: Tensor, field: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _dequantize(packed: Tensor, field: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
     return packed.new_empty(size, dtype=dtype)
 
 
@@ -110,9 +128,11 @@ def register(library: torch.library.Library) -> None:
         _quantize_per_tensor,
         _quantize_per_token,
         _linear_w8a8,
-        _conv2d_w8a8,
-        _dequantize_w8a8,
-        _linear_w8a8_backward,
-        _conv2d_w8a8_backward,
+        _linear_bsr,
+        _dequantize,
+        _linear_backward,
+        _conv2d_backward,
     ):
         torch.library.register_fake(f"fastcompress::{function.__name__[1:]}", function, lib=library)
+    for op in ("conv2d_w8a8", "conv2d_bsr"):
+        torch.library.register_fake(f"fastcompress::{op}", partial(_conv2d, op), lib=library)

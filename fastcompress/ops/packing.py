@@ -1,5 +1,6 @@
 """Canonical tensors to packed blob and back (docs/architecture.md §2, §3): the only Python that touches blobs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,22 @@ from torch import Tensor
 from ..errors import PackedBlobError
 from . import native, reference_layout
 from .block_csr import BlockCSR, validate_block_csr
-from .canonical import SparseW8A8Canonical, W8A8Canonical
+from .canonical import W8A8Canonical
+from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .checks import check_parameters, check_scale
 from .constants import ACTIVATIONS, INPUT_MODES, MAX_K
 
-__all__ = ["KERNEL_BLOCK", "check", "dequantize_w8a8", "info", "pack", "unpack"]
+__all__ = ["KERNEL_BLOCKS", "Canonical", "check", "dequantize", "info", "pack", "unpack"]
 
-#: The block shape (outputs, inputs) that block-sparse int8 kernels take.
-KERNEL_BLOCK = (16, 4)
+#: What can be packed.
+Canonical = W8A8Canonical | SparseW8A8Canonical | SparseCanonical
+
+#: The block shapes (outputs, inputs) that kernels take, for each dtype of the values, fastest first.
+KERNEL_BLOCKS: dict[torch.dtype, tuple[tuple[int, int], ...]] = {
+    torch.int8: ((16, 4), (4, 4), (1, 4)),
+    torch.float32: ((16, 1), (4, 1), (1, 1)),
+    torch.bfloat16: ((16, 2),),
+}
 
 _ACTIVATION_NAMES = {code: name for name, code in ACTIVATIONS.items()}
 _MODE_NAMES = {code: name for name, code in INPUT_MODES.items()}
@@ -32,25 +41,35 @@ def _validate(c: W8A8Canonical) -> None:
             "pack: `weight` must be [out, in] or [out, in/groups, kh, kw] with no empty dimension, "
             f"got shape {list(weight.shape)}"
         )
-    _validate_rest(c, weight.shape[0], weight[0].numel(), weight.dim())
+    _validate_int8(c, weight.shape[0], weight[0].numel(), weight.dim())
 
 
-def _validate_blocks(c: SparseW8A8Canonical) -> None:
+def _validate_blocks(c: SparseW8A8Canonical | SparseCanonical) -> None:
     b = c.blocks
-    if b.dtype != torch.int8:
-        raise TypeError(f"pack: `blocks` must hold int8 values, got {b.dtype}; quantize the weight first")
-    if b.block_size != KERNEL_BLOCK:
-        got = "x".join(map(str, b.block_size))
-        raise ValueError(f"pack: `blocks` are {got}, the kernels take 16x4; use BlockCSR.from_dense(weight, (16, 4))")
+    quantized = isinstance(c, SparseW8A8Canonical)
+    if quantized != (b.dtype == torch.int8):
+        wanted = "int8 values; quantize the weight first" if quantized else "float32 or bfloat16 values"
+        raise TypeError(f"pack: `blocks` hold {b.dtype}, this layer takes {wanted}")
+    if b.block_size not in KERNEL_BLOCKS[b.dtype]:
+        got, takes = "x".join(map(str, b.block_size)), ", ".join(f"{h}x{w}" for h, w in KERNEL_BLOCKS[b.dtype])
+        raise ValueError(
+            f"pack: `blocks` are {got}, the {b.dtype} kernels take {takes}; make others with BlockCSR.from_dense"
+        )
     # The tensors may have changed since the object was made, and kernels trust every index.
     validate_block_csr("pack", "blocks", b.crow, b.col, b.values, b.shape)
-    _validate_rest(c, b.shape[0], b.shape[1], 2)
+    if c.kernel_size is not None and (b.shape[1] // b.block_size[1]) % (c.kernel_size[0] * c.kernel_size[1]):
+        raise ValueError(
+            f"pack: {b.shape[1]} columns are not whole blocks at each of {c.kernel_size[0]}x{c.kernel_size[1]} taps"
+        )
+    if isinstance(c, SparseW8A8Canonical):
+        _validate_int8(c, b.shape[0], b.shape[1], len(c.weight_shape))
+    else:
+        _validate_common(c, b.shape[0], b.shape[1])
 
 
-def _validate_rest(c: W8A8Canonical | SparseW8A8Canonical, out: int, k: int, dims: int) -> None:
+def _validate_common(c: Canonical, out: int, k: int) -> None:
     if k > MAX_K:
         raise ValueError(f"pack: `weight` has {k} inputs per output, at most {MAX_K} keep int32 sums exact")
-    check_scale("pack", "weight_scale", c.weight_scale, out)
     if c.bias is not None:
         if not isinstance(c.bias, Tensor) or c.bias.dtype != torch.float32:
             got = c.bias.dtype if isinstance(c.bias, Tensor) else type(c.bias).__name__
@@ -58,11 +77,16 @@ def _validate_rest(c: W8A8Canonical | SparseW8A8Canonical, out: int, k: int, dim
         if list(c.bias.shape) != [out]:
             raise ValueError(f"pack: `bias` has shape {list(c.bias.shape)}, expected [{out}] (output channels)")
         if not bool(torch.isfinite(c.bias).all()):
-            raise ValueError("pack: `bias` holds NaN or infinity; repair the model before quantizing it")
-    if c.input_mode not in INPUT_MODES:
-        raise ValueError(f"pack: `input_mode` must be one of {', '.join(INPUT_MODES)}, got {c.input_mode!r}")
+            raise ValueError("pack: `bias` holds NaN or infinity; repair the model before compressing it")
     if c.activation not in ACTIVATIONS:
         raise ValueError(f"pack: `activation` must be one of {', '.join(ACTIVATIONS)}, got {c.activation!r}")
+
+
+def _validate_int8(c: W8A8Canonical | SparseW8A8Canonical, out: int, k: int, dims: int) -> None:
+    check_scale("pack", "weight_scale", c.weight_scale, out)
+    _validate_common(c, out, k)
+    if c.input_mode not in INPUT_MODES:
+        raise ValueError(f"pack: `input_mode` must be one of {', '.join(INPUT_MODES)}, got {c.input_mode!r}")
     if c.input_mode == "static":
         check_parameters("pack", "input_", c.input_scale, c.input_zero_point, 0, 255)
     elif dims == 4:
@@ -78,16 +102,16 @@ def _validate_rest(c: W8A8Canonical | SparseW8A8Canonical, out: int, k: int, dim
         )
 
 
-def pack(c: W8A8Canonical | SparseW8A8Canonical) -> Tensor:
+def pack(c: Canonical) -> Tensor:
     """Pack canonical tensors for this machine: 1-D uint8 tensor, header first, on the weight's device.
 
     Without the native module, and on devices other than the CPU, the layout is ``reference``, which is dense.
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: a shape, scale, zero point, mode, activation or group count is out of range.
+        ValueError: a shape, scale, zero point, mode, activation, index or group count is out of range.
     """
-    if isinstance(c, SparseW8A8Canonical):
+    if not isinstance(c, W8A8Canonical):
         return _pack_blocks(c)
     _validate(c)
     if native.module is None or c.weight.device.type != "cpu":
@@ -96,51 +120,64 @@ def pack(c: W8A8Canonical | SparseW8A8Canonical) -> Tensor:
         c.weight.detach().contiguous().numpy(),
         c.weight_scale.detach().contiguous().numpy(),
         None if c.bias is None else c.bias.detach().contiguous().numpy(),
-        INPUT_MODES[c.input_mode],
-        c.input_scale,
-        c.input_zero_point,
-        ACTIVATIONS[c.activation],
+        *_input_codes(c),
         c.groups,
     )
     return torch.from_numpy(packed)
 
 
-def _pack_blocks(c: SparseW8A8Canonical) -> Tensor:
+def _input_codes(c: W8A8Canonical | SparseW8A8Canonical) -> tuple[int, float, int, int]:
+    return INPUT_MODES[c.input_mode], c.input_scale, c.input_zero_point, ACTIVATIONS[c.activation]
+
+
+def _pack_blocks(c: SparseW8A8Canonical | SparseCanonical) -> Tensor:
     _validate_blocks(c)
     b = c.blocks
     if native.module is None or b.values.device.type != "cpu":
-        return reference_layout.encode(c.dense())
-    packed = native.module.pack_bsr_w8a8(
+        return reference_layout.encode(c)
+    bfloat16 = b.dtype == torch.bfloat16
+    quantized = isinstance(c, SparseW8A8Canonical)
+    packed = native.module.pack_bsr(
         b.crow.numpy(),
         b.col.numpy(),
-        b.values.numpy(),
-        b.shape[1],
-        c.weight_scale.detach().contiguous().numpy(),
+        (b.values.view(torch.uint16) if bfloat16 else b.values).numpy(),
+        c.weight_shape,
+        c.weight_scale.detach().contiguous().numpy() if quantized else None,
         None if c.bias is None else c.bias.detach().contiguous().numpy(),
-        INPUT_MODES[c.input_mode],
-        c.input_scale,
-        c.input_zero_point,
-        ACTIVATIONS[c.activation],
+        *(_input_codes(c) if quantized else (0, 1.0, 0, ACTIVATIONS[c.activation])),
     )
     return torch.from_numpy(packed)
 
 
-def unpack(packed: Tensor) -> W8A8Canonical | SparseW8A8Canonical:
+def unpack(packed: Tensor) -> Canonical:
     """Return the canonical tensors of a blob, bit for bit, as copies on the blob's device.
+
+    The reference layout is dense: all-zero blocks do not come back from it.
 
     Raises:
         TypeError: not a uint8 tensor.
         PackedBlobError: the blob is foreign or corrupt.
     """
     if reference_layout.is_reference(packed):
-        return W8A8Canonical(**reference_layout.decode(packed, copy=True))
+        return reference_layout.unpack(packed)
     if "block_size" in info(packed):
-        fields = _native("unpack", "unpack_bsr_w8a8", packed)
-        index = [torch.from_numpy(fields[name]) for name in ("crow", "col", "values")]
-        shape = (len(fields["weight_scale"]), fields["in_features"])
-        return SparseW8A8Canonical(BlockCSR(index[0], index[1], index[2], shape), **_parameters(fields))
+        return _unpack_blocks(_native("unpack", "unpack_bsr", packed))
     fields = _native("unpack", "unpack_w8a8", packed)
     return W8A8Canonical(torch.from_numpy(fields["weight"]), **_parameters(fields), groups=fields["groups"])
+
+
+def _unpack_blocks(fields: dict[str, Any]) -> SparseW8A8Canonical | SparseCanonical:
+    shape = fields["weight_shape"]
+    values = torch.from_numpy(fields["values"])
+    if values.dtype == torch.uint16:
+        values = values.view(torch.bfloat16)
+    matrix = (shape[0], math.prod(shape[1:]))
+    blocks = BlockCSR(torch.from_numpy(fields["crow"]), torch.from_numpy(fields["col"]), values, matrix)
+    kernel_size = (shape[2], shape[3]) if len(shape) == 4 else None
+    if fields["weight_scale"] is not None:
+        return SparseW8A8Canonical(blocks, **_parameters(fields), kernel_size=kernel_size)
+    bias = None if fields["bias"] is None else torch.from_numpy(fields["bias"])
+    return SparseCanonical(blocks, bias, _ACTIVATION_NAMES[fields["activation"]], kernel_size)
 
 
 def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
@@ -180,20 +217,20 @@ def info(packed: Tensor) -> dict[str, Any]:
     return dict(_native("info", "blob_info", packed))
 
 
-def dequantize_w8a8(packed: Tensor, field: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """``torch.ops.fastcompress.dequantize_w8a8``: the blob's ``"weight"`` or ``"bias"`` of shape `size` as floats.
+def dequantize(packed: Tensor, field: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``torch.ops.fastcompress.dequantize``: the blob's ``"weight"`` or ``"bias"`` of shape `size` as floats.
 
     Raises:
         ValueError: another field, no bias in the blob, or another shape.
         PackedBlobError: the blob is foreign or corrupt.
     """
     if field not in ("weight", "bias"):
-        raise ValueError(f'dequantize_w8a8: `field` must be "weight" or "bias", got {field!r}')
+        raise ValueError(f'dequantize: `field` must be "weight" or "bias", got {field!r}')
     c = unpack(packed)
     value = c.dequantize() if field == "weight" else c.bias
     if value is None or list(value.shape) != list(size):
         found = "no bias" if value is None else f"shape {list(value.shape)}"
-        raise ValueError(f"dequantize_w8a8: `size` is {list(size)}, the blob's {field} has {found}")
+        raise ValueError(f"dequantize: `size` is {list(size)}, the blob's {field} has {found}")
     return value.to(dtype)
 
 

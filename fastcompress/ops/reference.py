@@ -12,15 +12,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import checks, reference_layout
-from .arithmetic import epilogue, quantize_rows, quantize_static
+from .arithmetic import epilogue, quantize_rows, quantize_static, real_epilogue
 
-__all__ = ["conv2d_w8a8", "decode_for", "linear_w8a8", "memory_format", "quantize_per_tensor", "quantize_per_token"]
+__all__ = [
+    "conv2d_bsr",
+    "conv2d_w8a8",
+    "decode_for",
+    "linear_bsr",
+    "linear_w8a8",
+    "memory_format",
+    "quantize_per_tensor",
+    "quantize_per_token",
+]
 
 
 def decode_for(op: str, packed: Tensor, family: str) -> dict[str, Any]:
     """Decode a reference blob for `op`. Raises PackedBlobError, or ValueError when it holds another family."""
     fields = reference_layout.decode(packed)
-    found = "linear_w8a8" if fields["weight"].dim() == 2 else "conv2d_w8a8"
+    layer = "linear" if fields["weight"].dim() == 2 else "conv2d"
+    found = f"{layer}_w8a8" if fields["weight"].dtype == torch.int8 else f"{layer}_bsr"
     if found != family:
         raise ValueError(f"{op}: `packed` holds a {found} layer, expected {family}")
     return fields
@@ -68,6 +78,18 @@ def _linear_activations(
     return q, row_scale.unsqueeze(-1), row_zero.unsqueeze(-1)
 
 
+def _linear_weight(op: str, fields: dict[str, Any], input: Tensor, out_features: int) -> Tensor:
+    weight: Tensor = fields["weight"]
+    if weight.shape[0] != out_features:
+        raise ValueError(f"{op}: `out_features` is {out_features}, but `packed` holds {weight.shape[0]}")
+    if input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{op}: `input` has {input.shape[-1]} features (shape {list(input.shape)}), the layer takes "
+            f"{weight.shape[1]}"
+        )
+    return weight
+
+
 def linear_w8a8(
     input: Tensor,
     packed: Tensor,
@@ -90,14 +112,7 @@ def linear_w8a8(
         input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, input_scale, input_zero_point
     )
     fields = decode_for(op, packed, op)
-    weight = fields["weight"]
-    if weight.shape[0] != out_features:
-        raise ValueError(f"{op}: `out_features` is {out_features}, but `packed` holds {weight.shape[0]}")
-    if input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{op}: `input` has {input.shape[-1]} features (shape {list(input.shape)}), the layer takes "
-            f"{weight.shape[1]}"
-        )
+    weight = _linear_weight(op, fields, input, out_features)
     q, scale, zero = _linear_activations(input, fields, input_scale, input_zero_point)
     centred = q.to(torch.float64) - zero.to(torch.float64)
     acc = (centred @ weight.t().to(torch.float64)).to(torch.int32)
@@ -112,6 +127,49 @@ def linear_w8a8(
         out_zero_point,
     )
     return out.contiguous().view(shape)
+
+
+def linear_bsr(
+    input: Tensor,
+    packed: Tensor,
+    out_features: int,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Tensor:
+    """``torch.ops.fastcompress.linear_bsr`` on a reference blob; the sums are those of float64, rounded to float32.
+
+    Raises:
+        TypeError, ValueError: bad arguments (see ``checks.check_linear``).
+        PackedBlobError: the blob is corrupt or in another layout.
+    """
+    op = "linear_bsr"
+    shape, dtype = checks.check_linear(
+        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op=op
+    )
+    fields = decode_for(op, packed, op)
+    weight = _linear_weight(op, fields, input, out_features)
+    sums = input.to(torch.float64) @ weight.t().to(torch.float64)
+    out = real_epilogue(sums, fields["bias"], residual, fields["activation"], dtype, out_scale, out_zero_point)
+    return out.contiguous().view(shape)
+
+
+def _conv2d_weight(
+    op: str, fields: dict[str, Any], input: Tensor, out_channels: int, kernel_size: Sequence[int]
+) -> Tensor:
+    weight: Tensor = fields["weight"]
+    if [weight.shape[0], *weight.shape[2:]] != [out_channels, *kernel_size]:
+        raise ValueError(
+            f"{op}: `out_channels` {out_channels} and `kernel_size` {list(kernel_size)} do not fit `packed`, which "
+            f"holds {weight.shape[0]} channels of {list(weight.shape[2:])}"
+        )
+    channels = weight.shape[1] * fields["groups"]
+    if input.shape[-3] != channels:
+        raise ValueError(
+            f"{op}: `input` has {input.shape[-3]} channels (shape {list(input.shape)}), the layer takes {channels}"
+        )
+    return weight
 
 
 def conv2d_w8a8(
@@ -148,17 +206,7 @@ def conv2d_w8a8(
         out_zero_point,
     )
     fields = decode_for(op, packed, op)
-    weight, groups = fields["weight"], fields["groups"]
-    if [weight.shape[0], *weight.shape[2:]] != [out_channels, *kernel_size]:
-        raise ValueError(
-            f"{op}: `out_channels` {out_channels} and `kernel_size` {list(kernel_size)} do not fit `packed`, which "
-            f"holds {weight.shape[0]} channels of {list(weight.shape[2:])}"
-        )
-    channels = weight.shape[1] * groups
-    if input.shape[-3] != channels:
-        raise ValueError(
-            f"{op}: `input` has {input.shape[-3]} channels (shape {list(input.shape)}), the layer takes {channels}"
-        )
+    weight = _conv2d_weight(op, fields, input, out_channels, kernel_size)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     q = batched
     if batched.dtype != torch.uint8:
@@ -166,7 +214,9 @@ def conv2d_w8a8(
     # Padding is the zero point, that is, 0 once the zero point is taken off.
     top, bottom, left, right = padding
     centred = F.pad(q.to(torch.float64) - float(fields["input_zero_point"]), (left, right, top, bottom))
-    sums = F.conv2d(centred, weight.to(torch.float64), stride=tuple(stride), dilation=tuple(dilation), groups=groups)
+    sums = F.conv2d(
+        centred, weight.to(torch.float64), stride=tuple(stride), dilation=tuple(dilation), groups=fields["groups"]
+    )
     acc = torch.round(sums).to(torch.int32)  # round: a backend may choose a fast algorithm that is off by 1e-9
     scale = torch.tensor(fields["input_scale"], dtype=torch.float32, device=input.device) * fields["weight_scale"]
     bias = fields["bias"]
@@ -182,4 +232,51 @@ def conv2d_w8a8(
         out_scale,
         out_zero_point,
     )
+    return out.contiguous(memory_format=memory_format(batched)).view(shape)
+
+
+def conv2d_bsr(
+    input: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Tensor:
+    """``torch.ops.fastcompress.conv2d_bsr`` on a reference blob; the sums are those of float64, rounded to float32.
+
+    Raises:
+        TypeError, ValueError: bad arguments (see ``checks.check_conv2d``).
+        PackedBlobError: the blob is corrupt or in another layout.
+    """
+    op = "conv2d_bsr"
+    shape, dtype = checks.check_conv2d(
+        input,
+        packed,
+        out_channels,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        residual,
+        out_dtype,
+        out_scale,
+        out_zero_point,
+        op=op,
+    )
+    fields = decode_for(op, packed, op)
+    weight = _conv2d_weight(op, fields, input, out_channels, kernel_size)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    top, bottom, left, right = padding
+    padded = F.pad(batched.to(torch.float64), (left, right, top, bottom))
+    sums = F.conv2d(padded, weight.to(torch.float64), stride=tuple(stride), dilation=tuple(dilation))
+    bias = None if fields["bias"] is None else fields["bias"].view(-1, 1, 1)
+    if residual is not None and residual.dim() == 3:
+        residual = residual.unsqueeze(0)
+    out = real_epilogue(sums, bias, residual, fields["activation"], dtype, out_scale, out_zero_point)
     return out.contiguous(memory_format=memory_format(batched)).view(shape)

@@ -9,6 +9,7 @@
 Little endian. Written where there are no native kernels, and for devices that the native kernels do not serve.
 """
 
+import math
 import struct
 import zlib
 from typing import Any
@@ -17,21 +18,25 @@ import torch
 from torch import Tensor
 
 from ..errors import PackedBlobError
+from .block_csr import BlockCSR, matrix_of, weight_of
 from .canonical import W8A8Canonical
+from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .checks import HEADER_BYTES
 from .constants import ACTIVATIONS, INPUT_MODES
 
-__all__ = ["ISA", "LAYOUT_VERSION", "check", "decode", "encode", "info", "is_reference", "read_header"]
+__all__ = ["ISA", "LAYOUT_VERSION", "check", "decode", "encode", "info", "is_reference", "read_header", "unpack"]
 
 #: What :func:`info` says where native blobs name their instruction set.
 ISA = "reference"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 _MAGIC = b"FCPYREF\0"
 _ALIGN = 64
 # version, header bytes, family, isa, payload bytes, weight shape (4), ndim, groups, mode, activation, input scale,
-# input zero point, has bias
-_FIELDS = struct.Struct("<II16s16sQ4QIIIIfiI")
+# input zero point, has bias, weight dtype, block (0, 0 where the weight was dense)
+_FIELDS = struct.Struct("<II16s16sQ4QIIIIfiIIII")
+_DTYPES = (torch.int8, torch.float32, torch.bfloat16)
+_DTYPE_NAMES = {torch.int8: "s8", torch.float32: "f32", torch.bfloat16: "bf16"}
 _CHECKSUMS = struct.Struct("<QQ")
 _BODY = HEADER_BYTES - _CHECKSUMS.size
 _REMEDY = "make it again from the canonical tensors (layer.repack(), or load the state_dict)"
@@ -65,10 +70,14 @@ def is_reference(packed: Tensor) -> bool:
     return head.startswith(_MAGIC)
 
 
-def encode(c: "W8A8Canonical") -> Tensor:
-    """Write a validated canonical layer in this layout, on the weight's device."""
-    weight = c.weight.detach().contiguous()
-    parts = [weight.view(torch.uint8).flatten(), c.weight_scale.detach().contiguous().view(torch.uint8)]
+def encode(c: W8A8Canonical | SparseW8A8Canonical | SparseCanonical) -> Tensor:
+    """Write a validated canonical layer in this layout, on the weight's device; blocks become a dense weight."""
+    block = (0, 0) if isinstance(c, W8A8Canonical) else c.blocks.block_size
+    weight = c.weight if isinstance(c, W8A8Canonical) else weight_of(c.blocks.to_dense(), c.weight_shape)
+    weight = weight.detach().contiguous()
+    parts = [weight.view(torch.uint8).flatten()]
+    if not isinstance(c, SparseCanonical):
+        parts.append(c.weight_scale.detach().contiguous().view(torch.uint8))
     if c.bias is not None:
         parts.append(c.bias.detach().contiguous().view(torch.uint8))
     payload_bytes = sum(_round_up(part.numel()) for part in parts)
@@ -78,6 +87,11 @@ def encode(c: "W8A8Canonical") -> Tensor:
         payload[start : start + part.numel()] = part.cpu()
         start += _round_up(part.numel())
     shape = [*weight.shape, 1, 1][:4]
+    quantized = (
+        (0, 1.0, 0)
+        if isinstance(c, SparseCanonical)
+        else (INPUT_MODES[c.input_mode], c.input_scale, c.input_zero_point)
+    )
     fields = _FIELDS.pack(
         LAYOUT_VERSION,
         HEADER_BYTES,
@@ -86,12 +100,13 @@ def encode(c: "W8A8Canonical") -> Tensor:
         payload_bytes,
         *shape,
         weight.dim(),
-        c.groups,
-        INPUT_MODES[c.input_mode],
+        1 if isinstance(c, SparseCanonical) else c.groups,
+        quantized[0],
         ACTIVATIONS[c.activation],
-        c.input_scale,
-        c.input_zero_point,
+        *quantized[1:],
         c.bias is not None,
+        _DTYPES.index(weight.dtype),
+        *block,
     )
     body = (_MAGIC + fields).ljust(_BODY, b"\0") + struct.pack("<Q", zlib.crc32(payload.numpy().data))
     head = body + struct.pack("<Q", zlib.crc32(body))
@@ -115,7 +130,7 @@ def read_header(packed: Tensor) -> dict[str, Any]:
         raise PackedBlobError(f"packed blob: header checksum mismatch, the header is corrupt; {_REMEDY}")
     values = _FIELDS.unpack_from(head, len(_MAGIC))
     version, header_bytes, family, isa, payload_bytes = values[:5]
-    shape, (ndim, groups, mode, activation, scale, zero_point, has_bias) = values[5:9], values[9:]
+    shape, (ndim, groups, mode, activation, scale, zero_point, has_bias, dtype, *block) = values[5:9], values[9:]
     if version != LAYOUT_VERSION or header_bytes != HEADER_BYTES:
         raise PackedBlobError(
             f"packed blob: layout version {version}, this build reads version {LAYOUT_VERSION}; {_REMEDY}"
@@ -136,32 +151,47 @@ def read_header(packed: Tensor) -> dict[str, Any]:
         "input_scale": scale,
         "input_zero_point": zero_point,
         "has_bias": bool(has_bias),
+        "dtype": _DTYPES[dtype],
+        "block_size": tuple(block),
         "payload_checksum": payload_crc,
     }
 
 
 def decode(packed: Tensor, *, copy: bool = False) -> dict[str, Any]:
-    """The fields of ``W8A8Canonical``; tensors are views into the blob unless `copy`. Raises PackedBlobError."""
+    """The fields of `W8A8Canonical` with a dense weight of any dtype; ``weight_scale`` is None for floats.
+
+    Tensors are views into the blob unless `copy`. Raises PackedBlobError.
+    """
     header = read_header(packed)
-    shape = header["shape"]
-    out = shape[0]
+    shape, dtype = header["shape"], header["dtype"]
     if packed.storage_offset() % _ALIGN or not packed.is_contiguous():
         packed, copy = packed.clone(), False  # float views need alignment
     start = HEADER_BYTES
-    elements = out
-    for size in shape[1:]:
-        elements *= size
-    weight = packed[start : start + elements].view(torch.int8).view(shape)
-    start += _round_up(elements)
-    scale = packed[start : start + 4 * out].view(torch.float32)
-    start += _round_up(4 * out)
-    bias = packed[start : start + 4 * out].view(torch.float32) if header["has_bias"] else None
-    return {
-        "weight": weight.clone() if copy else weight,
-        "weight_scale": scale.clone() if copy else scale,
-        "bias": bias.clone() if copy and bias is not None else bias,
-        **{key: header[key] for key in ("input_mode", "input_scale", "input_zero_point", "activation", "groups")},
-    }
+
+    def take(elements: int, kind: torch.dtype) -> Tensor:
+        nonlocal start
+        part = packed[start : start + elements * kind.itemsize].view(kind)
+        start += _round_up(elements * kind.itemsize)
+        return part.clone() if copy else part
+
+    weight = take(math.prod(shape), dtype).view(shape)
+    scale = take(shape[0], torch.float32) if dtype == torch.int8 else None
+    bias = take(shape[0], torch.float32) if header["has_bias"] else None
+    rest = ("input_mode", "input_scale", "input_zero_point", "activation", "groups")
+    return {"weight": weight, "weight_scale": scale, "bias": bias, **{key: header[key] for key in rest}}
+
+
+def unpack(packed: Tensor) -> W8A8Canonical | SparseW8A8Canonical | SparseCanonical:
+    """The canonical layer as copies; blocks that are all zero do not come back. Raises PackedBlobError."""
+    fields, block = decode(packed, copy=True), read_header(packed)["block_size"]
+    if block == (0, 0):
+        return W8A8Canonical(**fields)
+    weight, scale, _ = fields.pop("weight"), fields.pop("weight_scale"), fields.pop("groups")
+    blocks = BlockCSR.from_dense(matrix_of(weight), block)
+    kernel_size = (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else None
+    if scale is None:
+        return SparseCanonical(blocks, fields["bias"], fields["activation"], kernel_size)
+    return SparseW8A8Canonical(blocks, scale, **fields, kernel_size=kernel_size)
 
 
 def check(packed: Tensor) -> None:
@@ -175,9 +205,9 @@ def check(packed: Tensor) -> None:
 def info(packed: Tensor) -> dict[str, Any]:
     """The header for humans; see :func:`fastcompress.ops.packing.info`. Raises PackedBlobError."""
     header = read_header(packed)
-    shape = header.pop("shape")
-    k = 1
-    for size in shape[1:]:
-        k *= size
+    shape, dtype, block = header.pop("shape"), header.pop("dtype"), header.pop("block_size")
+    if block != (0, 0):
+        header |= {"block_size": block, "value_dtype": _DTYPE_NAMES[dtype]}
+    k = math.prod(shape[1:])
     kernel_size = tuple(shape[2:]) if len(shape) == 4 else (1, 1)
     return {**header, "n": shape[0], "k": k, "kernel_size": kernel_size, "kernel": f"{header['family']}_{ISA}"}

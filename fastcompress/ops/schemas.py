@@ -10,19 +10,24 @@ SCHEMAS: tuple[str, ...] = (
     "quantize_per_token(Tensor input, bool symmetric=False) -> (Tensor, Tensor, Tensor)",
     "linear_w8a8(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
     "float out_scale=1.0, int out_zero_point=0, Tensor? input_scale=None, Tensor? input_zero_point=None) -> Tensor",
-    "conv2d_w8a8(Tensor input, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding, "
-    "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
-    "int out_zero_point=0) -> Tensor",
+    "linear_bsr(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
+    "float out_scale=1.0, int out_zero_point=0) -> Tensor",
+    *(
+        f"{name}(Tensor input, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding, "
+        "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
+        "int out_zero_point=0) -> Tensor"
+        for name in ("conv2d_w8a8", "conv2d_bsr")
+    ),
 )
 
-#: Operators that are always defined and implemented in Python. ``dequantize_w8a8`` reads ``"weight"`` or ``"bias"`` of
+#: Operators that are always defined and implemented in Python. ``dequantize`` reads ``"weight"`` or ``"bias"`` of
 #: a blob as floats; the backward operators return the gradient of the input and the float32 gradient before the
 #: activation function (which is the residual's).
 PYTHON_SCHEMAS: tuple[str, ...] = (
-    "dequantize_w8a8(Tensor packed, str field, int[] size, ScalarType dtype) -> Tensor",
-    "linear_w8a8_backward(Tensor grad_output, Tensor input, Tensor packed, Tensor? residual=None, "
+    "dequantize(Tensor packed, str field, int[] size, ScalarType dtype) -> Tensor",
+    "linear_backward(Tensor grad_output, Tensor input, Tensor packed, Tensor? residual=None, "
     "Tensor? input_scale=None, Tensor? input_zero_point=None) -> (Tensor, Tensor)",
-    "conv2d_w8a8_backward(Tensor grad_output, Tensor input, Tensor packed, int[] kernel_size, int[] stride, "
+    "conv2d_backward(Tensor grad_output, Tensor input, Tensor packed, int[] kernel_size, int[] stride, "
     "int[] padding, int[] dilation, Tensor? residual=None) -> (Tensor, Tensor)",
 )
 

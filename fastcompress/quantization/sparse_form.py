@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcompress.config import QuantConfig
 from fastcompress.nn import SparseQuantLinear
-from fastcompress.ops.packing import KERNEL_BLOCK
+from fastcompress.ops.packing import KERNEL_BLOCKS
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.speed import Timer
 
@@ -26,7 +26,7 @@ _UNMEASURED = 0.6
 
 def block_density(weight: Tensor) -> float:
     """Fraction of the 16x4 blocks of ``weight`` ``[out, in]`` that are not all zero."""
-    height, width = KERNEL_BLOCK
+    height, width = KERNEL_BLOCKS[torch.int8][0]
     rows, columns = weight.shape[0] // height, weight.shape[1] // width
     return float((weight.reshape(rows, height, columns, width) != 0).any(dim=3).any(dim=1).float().mean())
 

@@ -135,7 +135,7 @@ def build_linear(p: LinearProblem) -> Case:
         zero_point,
         oracles.ACTIVATIONS.index(p.activation),
     )
-    pack = (*block_csr(weight, p.mask()), p.k, *pack) if isinstance(p, SparseProblem) else (weight, *pack)
+    pack = (*block_csr(weight, p.mask()), (p.n, p.k), *pack) if isinstance(p, SparseProblem) else (weight, *pack)
     return Case(
         str(p),
         "linear_w8a8",
@@ -144,7 +144,7 @@ def build_linear(p: LinearProblem) -> Case:
         {"out": ((p.m, p.n), p.out_dtype)},
         arguments,
         {"out": expected},
-        "pack_bsr_w8a8" if sparse else "pack_w8a8",
+        "pack_bsr" if sparse else "pack_w8a8",
     )
 
 

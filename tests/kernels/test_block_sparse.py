@@ -32,24 +32,24 @@ def test_unpack_gives_back_every_bit(native: Any, kind: str) -> None:
     crow, col, values = block_csr(weight, mask)
     for isa in native.isa_supported():
         native.set_isa(isa)
-        packed = native.pack_bsr_w8a8(crow, col, values, K, *rest)
+        packed = native.pack_bsr(crow, col, values, (N, K), *rest)
         native.blob_check(packed)
-        back = native.unpack_bsr_w8a8(packed)
+        back = native.unpack_bsr(packed)
         for name, want in (("crow", crow), ("col", col), ("values", values), ("weight_scale", rest[0])):
             assert np.array_equal(back[name], want), name
         assert np.array_equal(back["bias"], rest[1])
-        assert (back["in_features"], back["input_mode"], back["activation"]) == (K, 1, 3)
+        assert (back["weight_shape"], back["input_mode"], back["activation"]) == ((N, K), 1, 3)
         info = native.blob_info(packed)
         assert (info["block_size"], info["blocks"], info["n"], info["k"]) == ((16, 4), len(col), N, K)
 
 
 def test_each_unpack_refuses_the_other_kind(native: Any) -> None:
     weight, mask, rest = _layer(2)
-    sparse, dense = native.pack_bsr_w8a8(*block_csr(weight, mask), K, *rest), native.pack_w8a8(weight, *rest)
-    with pytest.raises(ValueError, match="block-sparse; use unpack_bsr_w8a8"):
+    sparse, dense = native.pack_bsr(*block_csr(weight, mask), (N, K), *rest), native.pack_w8a8(weight, *rest)
+    with pytest.raises(ValueError, match="block-sparse; use unpack_bsr"):
         native.unpack_w8a8(sparse)
     with pytest.raises(ValueError, match="dense; use unpack_w8a8"):
-        native.unpack_bsr_w8a8(dense)
+        native.unpack_bsr(dense)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 16, 17, 33, 70])
@@ -59,7 +59,7 @@ def test_sparse_and_dense_kernels_agree_to_the_last_bit(native: Any, rows: int) 
     for isa in native.isa_supported():
         native.set_isa(isa)
         outs = []
-        for packed in (native.pack_w8a8(weight, *rest), native.pack_bsr_w8a8(*block_csr(weight, mask), K, *rest)):
+        for packed in (native.pack_w8a8(weight, *rest), native.pack_bsr(*block_csr(weight, mask), (N, K), *rest)):
             out = np.empty((rows, N), np.float32)
             native.linear_w8a8(x, packed, out)
             outs.append(out)
@@ -111,22 +111,20 @@ def test_hostile_indices_are_refused_before_any_kernel_runs(native: Any, name: s
     crow, col, values = block_csr(weight, mask)
     crow, col, message = _hostile(name, crow, col)
     with pytest.raises(ValueError, match=message):
-        native.pack_bsr_w8a8(crow, col, values, K, *rest)
+        native.pack_bsr(crow, col, values, (N, K), *rest)
 
 
 def test_wrong_kinds_are_refused(native: Any) -> None:
     weight, mask, rest = _layer(6)
     crow, col, values = block_csr(weight, mask)
     with pytest.raises(TypeError, match="col"):
-        native.pack_bsr_w8a8(crow, col.astype(np.int64), values, K, *rest)
+        native.pack_bsr(crow, col.astype(np.int64), values, (N, K), *rest)
     with pytest.raises(ValueError, match=r"col has shape .*one per block"):
-        native.pack_bsr_w8a8(crow, col[:-1].copy(), values, K, *rest)
+        native.pack_bsr(crow, col[:-1].copy(), values, (N, K), *rest)
     with pytest.raises(ValueError, match="blocks of 8x8 have no kernel, allowed: 16x4"):
-        native.pack_bsr_w8a8(
-            crow, col, np.zeros((len(col), 8, 8), np.int8), K, *(np.ones(32, np.float32), None), *rest[2:]
-        )
+        native.pack_bsr(crow, col, np.zeros((len(col), 8, 8), np.int8), (32, K), np.ones(32, np.float32), None)
     with pytest.raises(ValueError, match="cannot be cut into blocks of 16x4"):
-        native.pack_bsr_w8a8(crow, col, values, K + 1, *rest)
+        native.pack_bsr(crow, col, values, (N, K + 1), *rest)
 
 
 def test_a_sparse_blob_takes_the_memory_of_its_blocks(native: Any) -> None:
@@ -134,5 +132,5 @@ def test_a_sparse_blob_takes_the_memory_of_its_blocks(native: Any) -> None:
     mask = rng.random((256, 1024)) < 0.1
     crow, col, values = block_csr(np.zeros((4096, 4096), np.int8), mask)
     rest = (np.ones(4096, np.float32), np.zeros(4096, np.float32), 1, 1.0, 0, 0)
-    packed = native.pack_bsr_w8a8(crow, col, values, 4096, *rest)
+    packed = native.pack_bsr(crow, col, values, (4096, 4096), *rest)
     assert len(packed) <= 0.11 * 4096 * 4096 * mask.mean() / 0.1

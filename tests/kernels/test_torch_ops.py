@@ -227,9 +227,9 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
             ),
             ((image[0], pack(conv), 8, *geometry), {}),
         ],
-        "linear_w8a8_backward": [((torch.randn(3, 4, 9), x, pack(dynamic)), {})],
-        "conv2d_w8a8_backward": [((torch.randn_like(conv_out), image, pack(conv), *geometry), {})],
-        "dequantize_w8a8": [
+        "linear_backward": [((torch.randn(3, 4, 9), x, pack(dynamic)), {})],
+        "conv2d_backward": [((torch.randn_like(conv_out), image, pack(conv), *geometry), {})],
+        "dequantize": [
             ((pack(static), "weight", [9, 20], torch.float32), {}),
             ((pack(static), "bias", [9], torch.half), {}),
         ],
@@ -241,9 +241,9 @@ OPERATORS = (
     "quantize_per_token",
     "linear_w8a8",
     "conv2d_w8a8",
-    "linear_w8a8_backward",
-    "conv2d_w8a8_backward",
-    "dequantize_w8a8",
+    "linear_backward",
+    "conv2d_backward",
+    "dequantize",
 )
 
 

@@ -174,8 +174,8 @@ def test_a_forged_manifest_is_refused(tmp_path: Path, changes: dict[str, object]
 def test_pack_refuses_other_blocks_and_changed_indices() -> None:
     layer = SparseQuantLinear.from_float(pruned_linear(32, 16, 0.5), input_mode="dynamic")
     c = layer.canonical()
-    other = replace(c, blocks=BlockCSR.from_dense(c.blocks.to_dense(), (4, 4)))
-    with pytest.raises(ValueError, match="blocks` are 4x4, the kernels take 16x4"):
+    other = replace(c, blocks=BlockCSR.from_dense(c.blocks.to_dense(), (8, 4)))
+    with pytest.raises(ValueError, match=r"blocks` are 8x4, the torch\.int8 kernels take 16x4"):
         pack(other)
     c.blocks.col[0] = 99
     with pytest.raises(ValueError, match="col"):

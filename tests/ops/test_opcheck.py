@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcompress.ops import pack, schemas
+from fastcompress.ops import BlockCSR, SparseCanonical, pack, schemas
 from tests.ops.cases import canonical_conv2d, canonical_linear, rng
 
 OPS = torch.ops.fastcompress
@@ -24,6 +24,8 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     static, dynamic = pack(canonical_linear()), pack(canonical_linear(input_mode="dynamic", activation="gelu"))
     conv = pack(canonical_conv2d(activation="hardswish"))
     image = _x(2, 2, 8, 9)
+    bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 12).round(), (16, 1)), None, "gelu"))
+    conv_bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 27).round(), (1, 1)), _x(16), "silu", (3, 3)))
     scales, zeros = torch.rand(3, generator=rng(3)) + 0.1, torch.full((3,), 4, dtype=torch.int32)
     out = {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 9}
     return [
@@ -45,10 +47,20 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("conv2d_w8a8", (image[0], conv, *GEOMETRY), {}),
         ("conv2d_w8a8", (_u8(2, 2, 8, 9), conv, *GEOMETRY), out),
         ("conv2d_w8a8", (_x(2, 2, 8, 9, grad=True), conv, *GEOMETRY), {"residual": _x(2, 6, 4, 10, grad=True)}),
-        ("dequantize_w8a8", (static, "weight", [5, 7], torch.bfloat16), {}),
-        ("dequantize_w8a8", (static, "bias", [5], torch.float32), {}),
-        ("linear_w8a8_backward", (_x(3, 5), _x(3, 7), dynamic), {"residual": _x(3, 5)}),
-        ("conv2d_w8a8_backward", (_x(2, 6, 4, 10), image, conv, *GEOMETRY[1:]), {}),
+        ("linear_bsr", (_x(3, 12), bsr, 16), {}),
+        ("linear_bsr", (_x(12, dtype=torch.bfloat16), bsr, 16), {"residual": _x(16), "out_dtype": torch.float32}),
+        ("linear_bsr", (_x(3, 12, grad=True), bsr, 16), {"residual": _x(3, 16, grad=True)}),
+        ("linear_bsr", (_x(3, 12), bsr, 16), out),
+        ("conv2d_bsr", (_x(2, 3, 8, 9), conv_bsr, 16, *GEOMETRY[1:]), {}),
+        ("conv2d_bsr", (_x(3, 8, 9), conv_bsr, 16, *GEOMETRY[1:]), out),
+        ("conv2d_bsr", (_x(2, 3, 8, 9, grad=True), conv_bsr, 16, *GEOMETRY[1:]), {}),
+        ("linear_backward", (_x(3, 16), _x(3, 12), bsr), {}),
+        ("conv2d_backward", (_x(2, 16, 4, 10), _x(2, 3, 8, 9), conv_bsr, *GEOMETRY[1:]), {}),
+        ("dequantize", (bsr, "weight", [16, 12], torch.float32), {}),
+        ("dequantize", (static, "weight", [5, 7], torch.bfloat16), {}),
+        ("dequantize", (static, "bias", [5], torch.float32), {}),
+        ("linear_backward", (_x(3, 5), _x(3, 7), dynamic), {"residual": _x(3, 5)}),
+        ("conv2d_backward", (_x(2, 6, 4, 10), image, conv, *GEOMETRY[1:]), {}),
     ]
 
 

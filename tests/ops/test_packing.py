@@ -122,7 +122,7 @@ def test_messages_of_the_reference_layout() -> None:
     cases = {
         "packed blob: payload checksum mismatch, the weights are corrupt": payload,
         "packed blob: header checksum mismatch, the header is corrupt": header,
-        "packed blob: layout version 9, this build reads version 1": _header_with(8, 9),
+        "packed blob: layout version 9, this build reads version 2": _header_with(8, 9),
         f"packed blob: {packed.numel() - 1} bytes, the header announces {packed.numel()}": packed[:-1],
         "packed blob: 10 bytes are shorter than the 256-byte header": packed[:10],
     }
@@ -188,7 +188,7 @@ def test_blob_in_strange_memory_is_read_correctly() -> None:
         (
             {"bias": torch.full((5,), float("inf"))},
             ValueError,
-            "pack: `bias` holds NaN or infinity; repair the model before quantizing it",
+            "pack: `bias` holds NaN or infinity; repair the model before compressing it",
         ),
         (
             {"input_mode": "fast"},

@@ -1,11 +1,17 @@
-// Block-sparse w8a8 kernels, 16x4 blocks, for AVX-512 VNNI.
-#include "../families/bsr_wide_impl.h"
+// Block-sparse kernels for s8 weights, AVX-512 VNNI.
+// clang-format off: the transposition comes before the templates that use it
 #include "../simd/dot_avx512vnni.h"
+#include "../simd/transpose_avx512.h"
+#include "../families/bsr_blocks16_avx512.h"
+// clang-format on
 #include "../tables.h"
 
 namespace fastcompress {
 
-extern const BsrTable kBsr_avx512vnni = {"vpdpbusd 32x16", bsr_rows<DotVnni512>, bsr_tile<DotVnni512>, kWideTokens,
-                                         interleave_wide};
+extern const SparseKernel kSparseInteger_avx512vnni[] = {
+    {DType::s8, 16, 4, "vpdpbusd 8x32", bsr_few_rows<DotVnni512>, bsr_tile_blocks16<DotVnni512>, 32},
+    {DType::s8, 4, 4, "vpdpbusd 4x64", nullptr, bsr_tile_tokens<DotVnni512, 4, 4, 4>, 64},
+    {DType::s8, 1, 4, "vpdpbusd 1x128", nullptr, bsr_tile_tokens<DotVnni512, 1, 1, 8>, 128},
+};
 
 }  // namespace fastcompress

@@ -120,9 +120,12 @@ struct Output {
     }
 };
 
+// Where an accumulator's scale comes from; `real` accumulators are float32 and have none.
+enum class Scaling { common, by_row, real };
+
 // G vectors of neighbouring channels, row by row, so that the output is written in whole cache lines. Stores may alias
 // anything, so whatever the loop needs is copied to locals first.
-template <Activation A, bool PER_ROW, int G>
+template <Activation A, Scaling S, int G>
 void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
                        int64_t rows, int64_t n) {
     Vec::I sum[G];    // column sums, or zero_point * column sums
@@ -131,11 +134,13 @@ void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* a
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
         const int64_t channel = n + g * Vec::width;
-        sum[g] = Vec::loadi(e.column_sum + channel);
-        scale[g] = Vec::load(e.weight_scale + channel);
+        if constexpr (S != Scaling::real) {
+            sum[g] = Vec::loadi(e.column_sum + channel);
+            scale[g] = Vec::load(e.weight_scale + channel);
+        }
         // No bias is a bias of -0: the one number whose addition changes nothing, not even the sign of a zero.
         bias[g] = e.bias ? Vec::load(e.bias + channel) : Vec::set(-0.0f);
-        if constexpr (!PER_ROW) {
+        if constexpr (S == Scaling::common) {
             sum[g] = Vec::muli(Vec::seti(e.zero_point), sum[g]);
             scale[g] = Vec::mul(Vec::set(e.scale), scale[g]);
         }
@@ -145,20 +150,25 @@ void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* a
     const void* const residual = e.residual;
     const DType residual_dtype = e.residual_dtype;
     const int64_t out_ld = e.out_ld, residual_ld = e.residual_ld;
-    const float* const row_scale = PER_ROW ? e.row_scale + row0 : nullptr;
-    const int32_t* const row_zero_point = PER_ROW ? e.row_zero_point + row0 : nullptr;
+    const float* const row_scale = S == Scaling::by_row ? e.row_scale + row0 : nullptr;
+    const int32_t* const row_zero_point = S == Scaling::by_row ? e.row_zero_point + row0 : nullptr;
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t row = row0 + r;
         Vec::F v[G];
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
+            const int32_t* from = acc + r * acc_ld + g * Vec::width;
+            if constexpr (S == Scaling::real) {
+                v[g] = Vec::add(Vec::to_real(Vec::loadi(from)), bias[g]);
+                continue;
+            }
             Vec::I zero_part = sum[g];
             Vec::F s = scale[g];
-            if constexpr (PER_ROW) {
+            if constexpr (S == Scaling::by_row) {
                 zero_part = Vec::muli(Vec::seti(row_zero_point[r]), zero_part);
                 s = Vec::mul(Vec::set(row_scale[r]), s);
             }
-            const Vec::I product = Vec::subi(Vec::loadi(acc + r * acc_ld + g * Vec::width), zero_part);
+            const Vec::I product = Vec::subi(Vec::loadi(from), zero_part);
             v[g] = Vec::add(Vec::mul(Vec::to_float(product), s), bias[g]);
         }
         if (residual) {
@@ -174,7 +184,7 @@ void epilogue_channels(const Epilogue& e, const Output& output, const int32_t* a
 
 // Fewer than a vector of channels: the same arithmetic on a one-row copy of the operands, of which only the real
 // channels are read and written.
-template <Activation A, bool PER_ROW>
+template <Activation A, Scaling S>
 void epilogue_tail(const Epilogue& e, const Output& output, const int32_t* acc, int64_t acc_ld, int64_t row0,
                    int64_t rows, int64_t n, int64_t left) {
     const int64_t out_size = fastcompress::dtype_bytes(e.out_dtype);
@@ -190,24 +200,32 @@ void epilogue_tail(const Epilogue& e, const Output& output, const int32_t* acc, 
             const uint8_t* from = static_cast<const uint8_t*>(e.residual) + ((row0 + r) * e.residual_ld + n) * size;
             for (int64_t i = 0; i < left * size; ++i) residual[i] = from[i];
         }
-        epilogue_channels<A, PER_ROW, 1>(one, output, acc + r * acc_ld, acc_ld, row0 + r, 1, n);
+        epilogue_channels<A, S, 1>(one, output, acc + r * acc_ld, acc_ld, row0 + r, 1, n);
         uint8_t* to = static_cast<uint8_t*>(e.out) + ((row0 + r) * e.out_ld + n) * out_size;
         for (int64_t i = 0; i < left * out_size; ++i) to[i] = out[i];
     }
 }
 
-template <Activation A, bool PER_ROW>
+template <Activation A, Scaling S>
 void epilogue_block(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
                     int64_t cols) {
     const Output output(e);
     int64_t j = 0;
     for (; j + 4 * Vec::width <= cols; j += 4 * Vec::width)
-        epilogue_channels<A, PER_ROW, 4>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+        epilogue_channels<A, S, 4>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
     for (; j + 2 * Vec::width <= cols; j += 2 * Vec::width)
-        epilogue_channels<A, PER_ROW, 2>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+        epilogue_channels<A, S, 2>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
     for (; j + Vec::width <= cols; j += Vec::width)
-        epilogue_channels<A, PER_ROW, 1>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
-    if (j < cols) epilogue_tail<A, PER_ROW>(e, output, acc + j, acc_ld, row0, rows, col0 + j, cols - j);
+        epilogue_channels<A, S, 1>(e, output, acc + j, acc_ld, row0, rows, col0 + j);
+    if (j < cols) epilogue_tail<A, S>(e, output, acc + j, acc_ld, row0, rows, col0 + j, cols - j);
+}
+
+template <Activation A>
+void epilogue_scaled(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
+                     int64_t cols) {
+    if (e.real) return epilogue_block<A, Scaling::real>(e, acc, acc_ld, row0, rows, col0, cols);
+    if (e.row_scale) return epilogue_block<A, Scaling::by_row>(e, acc, acc_ld, row0, rows, col0, cols);
+    epilogue_block<A, Scaling::common>(e, acc, acc_ld, row0, rows, col0, cols);
 }
 
 // Raw accumulators, zero point compensated.
@@ -226,10 +244,9 @@ void run_epilogue(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t
                   int64_t cols) {
     if (e.out_dtype == DType::i32) return epilogue_i32(e, acc, acc_ld, row0, rows, col0, cols);
     switch (e.activation) {
-#define FC_CASE(A)                                                                                       \
-    case Activation::A:                                                                                  \
-        return e.row_scale ? epilogue_block<Activation::A, true>(e, acc, acc_ld, row0, rows, col0, cols) \
-                           : epilogue_block<Activation::A, false>(e, acc, acc_ld, row0, rows, col0, cols);
+#define FC_CASE(A)      \
+    case Activation::A: \
+        return epilogue_scaled<Activation::A>(e, acc, acc_ld, row0, rows, col0, cols);
         FC_CASE(none)
         FC_CASE(relu)
         FC_CASE(relu6)

@@ -54,6 +54,21 @@ void run_quantize(const void* x, DType dtype, int64_t count, float inverse_scale
     quantize_as<DType::f16>(x, count, q, out);
 }
 
+template <DType T>
+void widen_as(const void* x, int64_t count, float* out) {
+    int64_t i = 0;
+    for (; i + Vec::width <= count; i += Vec::width) Vec::store(out + i, load_float<T>(x, i));
+    if (i < count) {
+        float buffer[Vec::width];
+        Vec::store(buffer, load_float_tail<T>(x, i, count - i));
+        for (int64_t j = 0; i + j < count; ++j) out[i + j] = buffer[j];
+    }
+}
+
+void run_widen(const void* x, DType dtype, int64_t count, float* out) {
+    dtype == DType::bf16 ? widen_as<DType::bf16>(x, count, out) : widen_as<DType::f16>(x, count, out);
+}
+
 // Two independent running extremes hide the latency of min/max.
 struct Range {
     Vec::F lo, hi;

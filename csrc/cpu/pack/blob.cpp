@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "blob_header.h"
+#include "blocks.h"
 
 namespace fastcompress {
 namespace {
@@ -44,21 +45,6 @@ void pack_panels(const LayerSpec& s, const BlobHeader& h, int8_t* panels, int32_
     });
 }
 
-// A canonical block [16][4] is a stored block: n16k4 is its own order.
-void pack_blocks(const LayerSpec& s, const BlobHeader& h, uint8_t* blob, int32_t* sums) {
-    const BlockIndex& b = *s.sparse;
-    std::memcpy(blob + h.pointer_offset, b.crow, static_cast<size_t>((h.panels + 1) * 4));
-    std::copy_n(s.weight, b.blocks * b.block_h * b.block_w, reinterpret_cast<int8_t*>(blob + h.panels_offset));
-    uint16_t* quads = reinterpret_cast<uint16_t*>(blob + h.quad_offset);
-    for (int64_t row = 0; row < h.panels; ++row)
-        for (int64_t i = b.crow[row]; i < b.crow[row + 1]; ++i) {
-            quads[i] = static_cast<uint16_t>(b.col[i]);
-            const int8_t* block = s.weight + i * b.block_h * b.block_w;
-            for (int64_t n = 0; n < b.block_h; ++n)
-                for (int64_t k = 0; k < b.block_w; ++k) sums[row * kPanel + n] += block[n * b.block_w + k];
-        }
-}
-
 void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument(message);
 }
@@ -76,14 +62,14 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
     std::memset(blob, 0, static_cast<size_t>(bytes));
     int32_t* sums = reinterpret_cast<int32_t*>(blob + h.column_sum_offset);
     if (s.sparse) {
-        pack_blocks(s, h, blob, sums);
+        pack_blocks(*s.sparse, h, blob, sums);
     } else {
         pack_panels(s, h, reinterpret_cast<int8_t*>(blob + h.panels_offset), sums);
     }
     float* scales = reinterpret_cast<float*>(blob + h.scale_offset);
     float* bias = reinterpret_cast<float*>(blob + h.bias_offset);
     for (int64_t n = 0; n < h.out_channels; ++n) {
-        scales[padded_channel(h, n)] = s.weight_scale[n];
+        if (s.weight_scale) scales[padded_channel(h, n)] = s.weight_scale[n];
         if (s.bias) bias[padded_channel(h, n)] = s.bias[n];
     }
     h.payload_checksum = blob_checksum(blob + kHeaderBytes, bytes - kHeaderBytes);
@@ -97,12 +83,6 @@ void verify_blob(const uint8_t* blob, int64_t bytes) {
         throw BlobError(
             "packed weights: the payload is corrupt (checksum mismatch); load the layer's "
             "state_dict or checkpoint again");
-}
-
-void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, int8_t* values) {
-    std::memcpy(crow, blob_pointers(h), static_cast<size_t>((h.panels + 1) * 4));
-    std::copy_n(blob_panels(h), h.blocks * h.block_h * h.block_w, values);
-    for (int64_t i = 0; i < h.blocks; ++i) col[i] = blob_quads(h)[i];
 }
 
 void unpack_weight(const uint8_t* blob, int8_t* weight) {

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "../dispatch.h"
+#include "blocks.h"
 
 namespace fastcompress {
 namespace {
@@ -28,7 +29,7 @@ void check_spec(const LayerSpec& s) {
     require(std::isnormal(s.input_scale) && s.input_scale > 0,
             "pack_w8a8: input_scale must be a positive, normal, finite float32");
     require(s.input_zero_point >= 0 && s.input_zero_point <= 255, "pack_w8a8: input_zero_point must lie in [0, 255]");
-    for (int64_t n = 0; n < s.out_channels; ++n)
+    for (int64_t n = 0; s.weight_scale && n < s.out_channels; ++n)
         require(std::isfinite(s.weight_scale[n]) && s.weight_scale[n] > 0,
                 "pack_w8a8: weight_scale[" + std::to_string(n) + "] is not a positive finite number");
     require(s.weight_rank == 2 || s.weight_rank == 4, "pack_w8a8: weight must have 2 or 4 dimensions");
@@ -36,46 +37,11 @@ void check_spec(const LayerSpec& s) {
             "pack_w8a8: convolutions take static activations (input_mode 0) only");
 }
 
-constexpr int32_t kBlockH = 16, kBlockW = 4;  // of the one block shape that has kernels
-constexpr int64_t kQuadLimit = 65536;         // a quad's number is stored in two bytes
-constexpr int64_t kAlign = 64;
-static_assert(kMaxK / kBlockW < kQuadLimit, "quads of the longest reduction can be numbered");
-
-void check_blocks(const LayerSpec& s) {
-    const BlockIndex& b = *s.sparse;
-    const std::string shape = std::to_string(b.block_h) + "x" + std::to_string(b.block_w);
-    require(b.block_h == kBlockH && b.block_w == kBlockW,
-            "pack_bsr_w8a8: blocks of " + shape + " have no kernel, allowed: 16x4");
-    require(s.weight_rank == 2 && s.groups == 1, "pack_bsr_w8a8: the weight must be a matrix");
-    require(s.out_channels % b.block_h == 0 && s.in_channels % b.block_w == 0,
-            "pack_bsr_w8a8: a matrix of " + std::to_string(s.out_channels) + "x" + std::to_string(s.in_channels) +
-                " cannot be cut into blocks of " + shape);
-    const int64_t rows = s.out_channels / b.block_h, columns = s.in_channels / b.block_w;
-    require(b.crow[0] == 0 && b.crow[rows] == b.blocks,
-            "pack_bsr_w8a8: crow must begin with 0 and end with the number of blocks, " + std::to_string(b.blocks));
-    for (int64_t r = 0; r < rows; ++r) {
-        require(b.crow[r] <= b.crow[r + 1] && b.crow[r + 1] <= b.blocks,
-                "pack_bsr_w8a8: crow decreases, or exceeds the number of blocks, at block row " + std::to_string(r));
-        for (int64_t i = b.crow[r]; i < b.crow[r + 1]; ++i)
-            require(b.col[i] >= 0 && b.col[i] < columns && (i == b.crow[r] || b.col[i - 1] < b.col[i]),
-                    "pack_bsr_w8a8: col[" + std::to_string(i) + "] is " + std::to_string(b.col[i]) +
-                        ", allowed: 0 to " + std::to_string(columns - 1) + ", ascending within a block row");
-    }
-}
-
-void lay_out_blocks(BlobHeader& h) {
-    h.family = static_cast<int32_t>(Family::linear_bsr);
-    h.channel_pad = h.k_pad = h.in_channels;
-    h.panels = h.out_channels / kPanel;
-    h.pointer_offset = kHeaderBytes;
-    h.quad_offset = round_up(h.pointer_offset + (h.panels + 1) * 4, kAlign);
-    h.panels_offset = round_up(h.quad_offset + h.blocks * 2, kAlign);
-    h.column_sum_offset = h.panels_offset + h.blocks * kBlockH * kBlockW;
-}
-
+// Without column sums and scales, float weights need no room for them.
 void lay_out_channels(BlobHeader& h, int64_t padded_channels) {
-    h.scale_offset = h.column_sum_offset + padded_channels * 4;
-    h.bias_offset = h.scale_offset + padded_channels * 4;
+    const int64_t each = has_real_weights(h) ? 0 : padded_channels * 4;
+    h.scale_offset = h.column_sum_offset + each;
+    h.bias_offset = h.scale_offset + each;
     h.total_bytes = h.bias_offset + (h.has_bias ? padded_channels * 4 : 0);
 }
 
@@ -83,7 +49,7 @@ void lay_out_channels(BlobHeader& h, int64_t padded_channels) {
 void lay_out(BlobHeader& h) {
     if (is_block_sparse(h)) {
         lay_out_blocks(h);
-        lay_out_channels(h, h.out_channels);
+        lay_out_channels(h, h.panels * kPanel);
         return;
     }
     const bool depthwise = h.weight_rank == 4 && h.in_channels == 1 && h.groups == h.out_channels && h.groups > 1;
@@ -120,13 +86,10 @@ bool consistent(const BlobHeader& h, int64_t bytes) {
         !between(h.activation, 0, kActivationCount - 1) || !between(h.input_zero_point, 0, 255) ||
         !(std::isnormal(h.input_scale) && h.input_scale > 0) || (h.weight_rank == 4 && h.input_mode != 0))
         return false;
-    if (is_block_sparse(h)) {
-        const bool fits = h.block_h == kBlockH && h.block_w == kBlockW && h.weight_rank == 2 &&
-                          h.out_channels % kBlockH == 0 && h.in_channels % kBlockW == 0;
-        if (!fits || !between(h.blocks, 0, h.out_channels / kBlockH * (h.in_channels / kBlockW))) return false;
-    } else if (h.block_h != 0 || h.block_w != 0 || h.blocks != 0) {
+    if (is_block_sparse(h) ? !consistent_blocks(h)
+                           : h.block_h != 0 || h.block_w != 0 || h.blocks != 0 || h.entries != 0)
         return false;
-    }
+    if (!is_block_sparse(h) && has_real_weights(h)) return false;
     BlobHeader expected = h;
     lay_out(expected);
     return std::memcmp(&expected, &h, sizeof h) == 0;
@@ -184,11 +147,8 @@ BlobHeader plan_blob(const LayerSpec& s) {
     h.input_scale = s.input_scale;
     h.input_zero_point = s.input_zero_point;
     h.activation = static_cast<int32_t>(s.activation);
-    if (s.sparse) {
-        h.blocks = s.sparse->blocks;
-        h.block_h = s.sparse->block_h;
-        h.block_w = s.sparse->block_w;
-    }
+    h.value_dtype = static_cast<int32_t>(DType::s8);
+    if (s.sparse) plan_blocks(*s.sparse, h);
     lay_out(h);
     return h;
 }

@@ -7,14 +7,14 @@
 
 namespace {
 
-inline int32_t load_quad(const uint8_t* p) {
+inline int32_t load_quad(const void* p) {
     int32_t q;
     __builtin_memcpy(&q, p, 4);
     return q;
 }
 
 struct Dot256Base {
-    static constexpr int lanes = 8;
+    static constexpr int lanes = 8, parts = 1;
     using Acc = __m256i;
     static Acc zero() { return _mm256_setzero_si256(); }
     static void pin(Acc& a) { asm("" : "+x"(a)); }  // as in dot_avx512.h
@@ -33,10 +33,10 @@ struct DotWiden256 : Dot256Base {
     struct A {
         __m256i even, odd;
     };
-    static B load_b(const int8_t* p) {
-        const __m256i b = load(p);
-        return {_mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8)};
-    }
+    static B split_b(__m256i b) { return {_mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8)}; }
+    static B load_b(const int8_t* p) { return split_b(load(p)); }
+    static B broadcast_b(const int8_t* p) { return split_b(_mm256_set1_epi32(load_quad(p))); }
+    static A load_a(const uint8_t* p) { return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
     static A split(__m256i a) { return {_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(a, 8)}; }
     static A broadcast(const uint8_t* p) { return split(_mm256_set1_epi32(load_quad(p))); }
     static Acc dot(Acc acc, A a, B b) {

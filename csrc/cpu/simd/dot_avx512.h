@@ -14,7 +14,7 @@ inline int32_t load_quad(const void* p) {
 }
 
 struct Dot512Base {
-    static constexpr int lanes = 16;
+    static constexpr int lanes = 16, parts = 1;
     using Acc = __m512i;
     static Acc zero() { return _mm512_setzero_si512(); }
     // Pins an accumulator to a register at the end of a loop: without it g++ 12 copies accumulators in and out of every step.

@@ -6,7 +6,7 @@
 namespace {
 
 struct DotGeneric {
-    static constexpr int lanes = 16;
+    static constexpr int lanes = 16, parts = 1;
     struct Acc {
         int32_t v[lanes];
     };
@@ -22,6 +22,20 @@ struct DotGeneric {
     static Acc dot(Acc acc, A a, B b) {
         for (int l = 0; l < lanes; ++l)
             for (int i = 0; i < 4; ++i) acc.v[l] += a.v[i] * b.bytes[4 * l + i];
+        return acc;
+    }
+    // Sixteen tokens' inputs times one channel's weights.
+    struct Tokens {
+        const uint8_t* bytes;
+    };
+    struct Weights {
+        int32_t v[4];
+    };
+    static Tokens load_a(const uint8_t* p) { return {p}; }
+    static Weights broadcast_b(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static Acc dot(Acc acc, Tokens a, Weights b) {
+        for (int l = 0; l < lanes; ++l)
+            for (int i = 0; i < 4; ++i) acc.v[l] += a.bytes[4 * l + i] * b.v[i];
         return acc;
     }
     struct Gathered {

@@ -70,6 +70,7 @@ struct Vec {
     }
     static F mul_or_zero(F a, F b) { return _mm256_and_ps(_mm256_mul_ps(a, b), _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
     static I round(F a) { return _mm256_cvtps_epi32(a); }
+    static F to_real(I a) { return _mm256_castsi256_ps(a); }  // the same bits
     static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
     static I addi(I a, I b) { return _mm256_add_epi32(a, b); }
     static I subi(I a, I b) { return _mm256_sub_epi32(a, b); }

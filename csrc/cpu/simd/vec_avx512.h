@@ -64,6 +64,7 @@ struct Vec {
     }
     static F mul_or_zero(F a, F b) { return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b); }
     static I round(F a) { return _mm512_cvtps_epi32(a); }
+    static F to_real(I a) { return _mm512_castsi512_ps(a); }  // the same bits
     static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
     static I addi(I a, I b) { return _mm512_add_epi32(a, b); }
     static I subi(I a, I b) { return _mm512_sub_epi32(a, b); }

@@ -109,6 +109,11 @@ struct Vec {
         FC_LANES r.v[l] = round_even(a.v[l]);
         return r;
     }
+    static F to_real(I a) {  // the same bits
+        F r;
+        FC_LANES r.v[l] = bits_float(static_cast<uint32_t>(a.v[l]));
+        return r;
+    }
     static F to_float(I a) {
         F r;
         FC_LANES r.v[l] = static_cast<float>(a.v[l]);

@@ -11,12 +11,13 @@
 //
 // and is then padded to k_pad, a multiple of the ISA's k_unit. Padding holds zero weights.
 //
-// Block-sparse weights keep the blocks of 16 channels x 4 inputs that are not zero:
+// Block-sparse weights, of linear layers and of convolutions without groups, keep the blocks that are not zero:
 //
-//     | header 256 | first block of each panel | quad of each block | blocks | column sums | weight scales | bias |
-//                    int32 [panels + 1]          uint16 [blocks]      64 bytes each
+//     | header 256 | first block of each row of blocks | column of each block  | blocks      | sums | scales | bias |
+//                    int32 [rows of whole panels + 1]    1 or 2 bytes an entry   value bytes
 //
-// A block is 64 bytes of an n16k4 panel, and the quad says which: inputs 4q .. 4q+3. Two bytes of index for 64 of weights.
+// They are blocks of the matrix [out, kernel row, kernel column, in]; kernels.h (SparseProduct, SparseKernel) says what lies in a
+// block and what a column's number means. Sums and scales are there for s8 only.
 #pragma once
 
 #include <exception>
@@ -27,10 +28,10 @@
 
 namespace fastcompress {
 
-enum class Family : int32_t { linear = 0, conv2d = 1, depthwise = 2, linear_bsr = 3 };
+enum class Family : int32_t { linear = 0, conv2d = 1, depthwise = 2, linear_bsr = 3, conv2d_bsr = 4 };
 
 constexpr uint32_t kBlobMagic = 0x4b504346u;  // "FCPK"
-constexpr int32_t kBlobVersion = 1;
+constexpr int32_t kBlobVersion = 2;
 constexpr int64_t kHeaderBytes = 256;
 
 struct BlobHeader {
@@ -54,10 +55,12 @@ struct BlobHeader {
     int32_t activation;
     int32_t weight_rank;  // 2 or 4
     uint64_t payload_checksum;
-    int64_t blocks;                       // block-sparse weights only, like the following
-    int64_t pointer_offset, quad_offset;  // bytes from the start
-    int32_t block_h, block_w;             // 0: dense
-    uint8_t reserved[64];
+    int64_t blocks;                        // block-sparse weights only, like the following
+    int64_t entries;                       // blocks and those that bridge distances (kernels.h, kFarBlock)
+    int64_t pointer_offset, index_offset;  // bytes from the start
+    int32_t block_h, block_w;              // 0: dense
+    int32_t value_dtype;                   // s8, f32 or bf16
+    uint8_t reserved[52];
     uint64_t header_checksum;  // of the bytes before it
 };
 static_assert(sizeof(BlobHeader) == kHeaderBytes, "the header is part of the format");
@@ -66,16 +69,17 @@ static_assert(sizeof(BlobHeader) == kHeaderBytes, "the header is part of the for
 struct BlockIndex {
     const int32_t* crow = nullptr;  // [out / block_h + 1]
     const int32_t* col = nullptr;   // [blocks], ascending within a block row
+    const void* values = nullptr;   // [blocks, block_h, block_w] of `value`: s8, f32 or bf16
+    DType value = DType::s8;
     int64_t blocks = 0;
     int32_t block_h = 0, block_w = 0;
 };
 
 // Canonical description of a layer; pointers are borrowed.
 struct LayerSpec {
-    // [out, in_channels, kernel_h, kernel_w], C-contiguous; with `sparse` its values [blocks, block_h, block_w].
-    const int8_t* weight = nullptr;
-    const BlockIndex* sparse = nullptr;
-    const float* weight_scale = nullptr;
+    const int8_t* weight = nullptr;       // [out, in_channels, kernel_h, kernel_w], C-contiguous; or:
+    const BlockIndex* sparse = nullptr;   // blocks of [out, kernel_h * kernel_w * in_channels]
+    const float* weight_scale = nullptr;  // null for float values
     const float* bias = nullptr;
     int64_t out_channels = 0, in_channels = 0, groups = 1, kernel_h = 1, kernel_w = 1;
     int32_t weight_rank = 2;
@@ -105,7 +109,7 @@ void verify_blob(const uint8_t* blob, int64_t bytes);
 // The weights of an opened dense blob, [out, in_channels, kernel_h, kernel_w].
 void unpack_weight(const uint8_t* blob, int8_t* weight);
 // The weights of an opened block-sparse blob: crow [out / block_h + 1], col [blocks], values [blocks, block_h, block_w].
-void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, int8_t* values);
+void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, void* values);
 // Per-channel values (blob_scales, blob_bias) of an opened blob without their padding: out [out_channels].
 void unpack_channels(const BlobHeader& h, const float* padded, float* out);
 
@@ -117,9 +121,14 @@ inline bool is_block_sparse(const BlobHeader& h) { return h.block_h > 0; }
 inline const int32_t* blob_pointers(const BlobHeader& h) {
     return reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(&h) + h.pointer_offset);
 }
-inline const uint16_t* blob_quads(const BlobHeader& h) {
-    return reinterpret_cast<const uint16_t*>(reinterpret_cast<const uint8_t*>(&h) + h.quad_offset);
+inline const uint8_t* blob_index(const BlobHeader& h) { return reinterpret_cast<const uint8_t*>(&h) + h.index_offset; }
+inline bool is_linear(const BlobHeader& h) { return h.weight_rank == 2; }
+inline bool has_real_weights(const BlobHeader& h) { return h.value_dtype != static_cast<int32_t>(DType::s8); }
+// Bytes of a stored block, and of an entry of the index.
+inline int64_t block_bytes(const BlobHeader& h) {
+    return h.block_h * h.block_w * dtype_bytes(static_cast<DType>(h.value_dtype));
 }
+inline int64_t index_bytes(const BlobHeader& h) { return h.block_h == kPanel ? 2 : 1; }
 inline const float* blob_scales(const BlobHeader& h) {
     return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(&h) + h.scale_offset);
 }

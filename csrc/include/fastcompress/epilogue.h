@@ -1,8 +1,9 @@
-// The one epilogue: what happens to an int32 accumulator on its way to memory. Every kernel family ends here;
+// The one epilogue: what happens to an accumulator on its way to memory. Every kernel family ends here;
 // a new fusion is a new field, never a new kernel.
 //
 //   acc'      = acc - zero_point[m] * column_sum[n]                      (int32, wraps; the true value fits)
 //   v         = float(acc') * (row_scale[m] * weight_scale[n])
+//             acc, where accumulators are float32 (`real`)
 //   v         = v + bias[n]            if bias
 //   v         = v + residual[m, n]     if residual
 //   v         = activation(v)
@@ -16,6 +17,9 @@
 namespace fastcompress {
 
 struct Epilogue {
+    // Accumulators are float32 and neither scaled nor compensated: the next seven fields but `bias` are not used.
+    bool real;
+
     // Per output channel, padded to a multiple of kPanel (the padding is readable, its values do not matter).
     const float* weight_scale;
     const int32_t* column_sum;

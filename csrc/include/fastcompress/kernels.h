@@ -72,38 +72,67 @@ struct DepthwiseRow {
     int64_t acc_ld;
 };
 
-// Block-sparse products: rows of `rows` tokens times the blocks of panels [panel0, panel1), finished like a GEMM's.
-//
-// Few rows are read as they lie, row_stride bytes apart. More rows come as a tile of `width` tokens, interleaved by quads of inputs,
-//
-//     byte offset = (quad * width + token) * 4 + (k % 4)
-//
-// so that what a block needs of all tokens lies in one or two cache lines. Tokens beyond `rows` are zeros.
-struct SparseProduct {
-    const uint8_t* a;
-    int64_t row_stride, width;
-    int64_t rows;
-    const int32_t* pointer;  // [panels + 1]: first block of each panel of 16 channels
-    const uint16_t* quad;    // [blocks]
-    const int8_t* w;         // [blocks][16][4]
-    int64_t panel0, panel1;
-    int32_t* c;  // scratch of kScratchElements
-    EpilogueFunction finish;
-    const Epilogue* epilogue;
-    int64_t row0;
+// Tokens token .. token + count - 1 of a tile are output rows row ...
+struct RowRun {
+    int64_t token, row, count;
 };
 
-// One ISA's kernels for 16x4 blocks.
-struct BsrTable {
-    const char* name;
-    void (*rows)(const SparseProduct&);  // up to few_rows rows
-    void (*tile)(const SparseProduct&);  // tiles of 16 or, where that is `widest`, 32 tokens
-    int64_t widest;
-    // Quads [quad0, quad1) of up to `width` rows, `stride` (a multiple of 4) bytes apart, to their places in a tile.
-    void (*interleave)(const uint8_t* from, int64_t stride, int64_t rows, int64_t width, int64_t quad0, int64_t quad1,
-                       uint8_t* out);
+// Block-sparse products: tokens times the blocks of panels [panel0, panel1), finished like a GEMM's.
+//
+// A block is block_h channels x one column of inputs; a column is as many inputs as one multiplication takes:
+//
+//     value   inputs    a weight's place         a token's inputs of column i
+//     s8      4 x u8    4 (channel) + input      4 bytes
+//     f32     1 x f32   4 (channel)              4 bytes
+//     bf16    2 x f32   4 (channel) + 2 (input)  2 words, `part_step` bytes apart
+//
+// so a block has 4 * block_h bytes. Few rows are read as they lie, row_stride bytes apart. More come as a tile of `width` tokens, a
+// multiple of 16, neighbours four bytes apart: one load takes a column of as many tokens as it has lanes. The tile holds
+// a column at a + column * column_step, or at a + column_offset[column]. Tokens that are in no run hold anything.
+struct SparseProduct {
+    const uint8_t* a;
+    int64_t rows, row_stride;  // of few rows
+    int64_t width;             // of a tile
+    int64_t column_step, part_step;
+    const int64_t* column_offset;  // null: column_step holds
+    const int32_t* pointer;        // first block of each row of blocks; those of whole panels
+    const void* index;             // of each block; SparseKernel says how
+    const uint8_t* w;
+    int64_t panel0, panel1;
+    int64_t channels;  // real ones; the last panel may be part padding
+    int32_t* c;        // scratch of kScratchElements
+    EpilogueFunction finish;
+    const Epilogue* epilogue;
+    const RowRun* runs;
+    int64_t run_count;
 };
-constexpr int64_t kBsrFewRows = 4;
+
+// Columns of blocks are uint16 where blocks have 16 channels. Smaller ones must spend less on an index: a byte, the distance from the
+// block before, or from column 0. kFarBlock stands for a block of zeros that only bridges a distance.
+constexpr int64_t kFarBlock = 255;
+
+// One kernel for blocks of one kind.
+struct SparseKernel {
+    DType value;
+    int32_t block_h, block_w;
+    const char* name;                        // of the tile's inner loop
+    void (*few_rows)(const SparseProduct&);  // up to kSparseFewRows rows; null: none
+    void (*tile)(const SparseProduct&);
+    int64_t widest;  // tile
+};
+constexpr int64_t kSparseFewRows = 4;
+
+// Word w of row r (4 bytes; rows are `stride` bytes apart) to out + (w * width + r) * 4.
+using InterleaveFunction = void (*)(const uint8_t* from, int64_t stride, int64_t rows, int64_t words, int64_t width,
+                                    uint8_t* out);
+
+// What one ISA has for sparse weights.
+struct SparseTable {
+    const SparseKernel* integer;  // kSparseIntegerKernels of them
+    const SparseKernel* real;     // kSparseRealKernels of them
+    InterleaveFunction interleave;
+};
+constexpr int kSparseIntegerKernels = 3, kSparseRealKernels = 4;
 
 struct KernelTable {
     Isa isa;
@@ -125,7 +154,7 @@ struct KernelTable {
 
     void (*depthwise)(const DepthwiseRow&);
 
-    const BsrTable* bsr;
+    SparseTable sparse;
 
     EpilogueFunction epilogue;
 
@@ -133,6 +162,9 @@ struct KernelTable {
     // x: f32, bf16, f16.
     void (*quantize)(const void* x, DType dtype, int64_t count, float inverse_scale, int32_t zero_point, bool is_signed,
                      uint8_t* out);
+
+    // bf16 or f16 to f32.
+    void (*widen)(const void* x, DType dtype, int64_t count, float* out);
 
     // lo = min(0, min x), hi = max(0, max x); returns false (lo, hi unspecified) when x holds a NaN or an infinity.
     bool (*range)(const void* x, DType dtype, int64_t count, float* lo, float* hi);

@@ -1,6 +1,6 @@
-// torch.ops.fastcompress.*: schemas and CPU kernels of the w8a8 family, in the stable ABI.
-// Here tensors are checked and outputs allocated; everything else happens behind fastcompress/w8a8.h.
-#include "fastcompress/w8a8.h"
+// torch.ops.fastcompress.*: schemas and CPU kernels, in the stable ABI.
+// Here tensors are checked and outputs allocated; everything else happens behind fastcompress/w8a8.h and bsr.h.
+#include "fastcompress/bsr.h"
 
 #include "../cpu/parallel.h"
 #include "families.h"
@@ -21,8 +21,10 @@ void check_packed(const Tensor& packed, const char* op) {
                ", it must be 1-D and contiguous; pass what fastcompress.ops.pack returned");
 }
 
-DType input_dtype(const Tensor& input, const char* op) {
+DType input_dtype(const Tensor& input, const BlobHeader& blob, const char* op) {
     check_cpu(input, op, "input");
+    if (has_real_weights(blob))
+        return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16}, op, "input");
     return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
 }
 
@@ -93,16 +95,15 @@ std::tuple<Tensor, Tensor, Tensor> quantize_per_token_op(const Tensor& input, bo
     return {q, scale, zero};
 }
 
-Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
-                      optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point,
-                      const optional<Tensor>& input_scale, const optional<Tensor>& input_zero_point) {
-    const char* op = "linear_w8a8";
+Tensor linear(const char* op, const Tensor& input, const Tensor& packed, int64_t out_features,
+              const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
+              int64_t out_zero_point, const optional<Tensor>& input_scale, const optional<Tensor>& input_zero_point) {
     check_packed(packed, op);
-    const BlobHeader& blob = open_linear(packed.data_ptr(), packed.numel());
+    const BlobHeader& blob = open_for(op, packed.data_ptr(), packed.numel());
     if (out_features != blob.out_channels)
         refuse(op, "out_features is ", out_features, ", the packed weights have ", blob.out_channels);
     LinearCall call;
-    call.x_dtype = input_dtype(input, op);
+    call.x_dtype = input_dtype(input, blob, op);
     if (input.dim() < 1 || input.size(input.dim() - 1) != blob.in_channels)
         refuse(op, "input has shape ", shape_text(input),
                ", its last dimension must be in_features = ", blob.in_channels);
@@ -141,8 +142,20 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
         call.row_zero_point = static_cast<const int32_t*>(zero->data_ptr());
     }
     call.threads.limit = threads();
-    linear_w8a8(blob, call);
+    has_real_weights(blob) ? linear_bsr(blob, call) : linear_w8a8(blob, call);
     return out;
+}
+
+Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
+                      optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point,
+                      const optional<Tensor>& input_scale, const optional<Tensor>& input_zero_point) {
+    return linear("linear_w8a8", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point,
+                  input_scale, input_zero_point);
+}
+
+Tensor linear_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
+                     optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point) {
+    return linear("linear_bsr", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, {}, {});
 }
 
 // Whether a 4-D tensor lies in channels-last order (and not, ambiguously, in row-major order as well).
@@ -167,14 +180,13 @@ void check_length(const std::vector<int64_t>& values, size_t length, const char*
     if (values.size() != length) refuse(op, argument, " takes ", length, " numbers, got ", shape_text(values));
 }
 
-Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_channels,
-                      const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                      const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
-                      int64_t out_zero_point) {
-    const char* op = "conv2d_w8a8";
+Tensor conv2d(const char* op, const Tensor& input, const Tensor& packed, int64_t out_channels,
+              const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+              const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
+              int64_t out_zero_point) {
     check_packed(packed, op);
-    const BlobHeader& blob = open_conv2d(packed.data_ptr(), packed.numel());
+    const BlobHeader& blob = open_for(op, packed.data_ptr(), packed.numel());
     check_length(kernel_size, 2, op, "kernel_size");
     check_length(stride, 2, op, "stride");
     check_length(padding, 4, op, "padding (top, bottom, left, right)");
@@ -183,7 +195,7 @@ Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_cha
         refuse(op, "out_channels is ", out_channels, " and kernel_size ", shape_text(kernel_size),
                ", the packed weights have ", blob.out_channels, " and [", blob.kernel_h, ", ", blob.kernel_w, "]");
     ConvCall call;
-    call.x_dtype = input_dtype(input, op);
+    call.x_dtype = input_dtype(input, blob, op);
     const bool single = input.dim() == 3;
     if (!single && input.dim() != 4) refuse(op, "input must be [N, C, H, W] or [C, H, W], got ", shape_text(input));
     const Tensor batch = single ? torch::stable::unsqueeze(input, 0) : input;
@@ -221,8 +233,26 @@ Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_cha
         call.out.residual = kept->data_ptr();
     }
     call.threads.limit = threads();
-    conv2d_w8a8(blob, call);
+    has_real_weights(blob) ? conv2d_bsr(blob, call) : conv2d_w8a8(blob, call);
     return single ? torch::stable::squeeze(out, 0) : out;
+}
+
+Tensor conv2d_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_channels,
+                      const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                      const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
+                      int64_t out_zero_point) {
+    return conv2d("conv2d_w8a8", input, packed, out_channels, kernel_size, stride, padding, dilation, residual,
+                  out_dtype, out_scale, out_zero_point);
+}
+
+Tensor conv2d_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_channels,
+                     const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                     const optional<Tensor>& residual, optional<ScalarType> out_dtype, double out_scale,
+                     int64_t out_zero_point) {
+    return conv2d("conv2d_bsr", input, packed, out_channels, kernel_size, stride, padding, dilation, residual,
+                  out_dtype, out_scale, out_zero_point);
 }
 
 }  // namespace
@@ -235,16 +265,23 @@ STABLE_TORCH_LIBRARY(fastcompress, m) {
         "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0, Tensor? input_scale=None, "
         "Tensor? input_zero_point=None) -> Tensor");
     m.def(
-        "conv2d_w8a8(Tensor input, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding, "
-        "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
-        "int out_zero_point=0) -> Tensor");
+        "linear_bsr(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
+        "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0) -> Tensor");
+    for (const char* name : {"conv2d_w8a8", "conv2d_bsr"})
+        m.def((std::string(name) +
+               "(Tensor input, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding, "
+               "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
+               "int out_zero_point=0) -> Tensor")
+                  .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcompress, CPU, m) {
     m.impl("quantize_per_tensor", TORCH_BOX(&quantize_per_tensor_op));
     m.impl("quantize_per_token", TORCH_BOX(&quantize_per_token_op));
     m.impl("linear_w8a8", TORCH_BOX(&linear_w8a8_op));
+    m.impl("linear_bsr", TORCH_BOX(&linear_bsr_op));
     m.impl("conv2d_w8a8", TORCH_BOX(&conv2d_w8a8_op));
+    m.impl("conv2d_bsr", TORCH_BOX(&conv2d_bsr_op));
 }
 
 }  // namespace fastcompress::bindings

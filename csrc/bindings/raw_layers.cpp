@@ -4,7 +4,7 @@
 
 #include "buffers.h"
 #include "families.h"
-#include "fastcompress/w8a8.h"
+#include "fastcompress/bsr.h"
 #include "module.h"
 
 namespace fastcompress::bindings {
@@ -38,15 +38,18 @@ Output make_output(const char* op, const py::object& out, const std::string& out
     return o;
 }
 
-void linear(const py::object& x, const py::object& packed, const py::object& out, const py::object& residual,
-            const py::object& input_scale, const py::object& input_zero_point, float out_scale, int out_zero_point,
-            const std::string& dtype, const std::string& out_dtype, int threads) {
-    const char* op = "linear_w8a8";
+const std::vector<DType>& inputs_of(const char* op) {
+    return std::string(op).find("w8a8") == std::string::npos ? kFloats : kInputs;
+}
+
+void linear(const char* op, const py::object& x, const py::object& packed, const py::object& out,
+            const py::object& residual, const py::object& input_scale, const py::object& input_zero_point,
+            float out_scale, int out_zero_point, const std::string& dtype, const std::string& out_dtype, int threads) {
     LinearCall call;
-    call.x_dtype = parse_dtype(dtype, op, "dtype", kInputs);
+    call.x_dtype = parse_dtype(dtype, op, "dtype", inputs_of(op));
     const Buffer xb = input(x, {call.x_dtype}, op, "x");
     const Buffer blob = input(packed, {DType::u8}, op, "packed");
-    const BlobHeader& header = open_linear(blob.data(), blob.size());
+    const BlobHeader& header = open_for(op, blob.data(), blob.size());
     if (xb.rank() != 2 || xb.dim(1) != header.in_channels)
         bad_shape(op, "x", xb, "[rows, " + std::to_string(header.in_channels) + "]");
     call.x = xb.data();
@@ -57,10 +60,11 @@ void linear(const py::object& x, const py::object& packed, const py::object& out
     call.out = o.spec;
     Buffer scale, zero;
     if (input_scale.is_none() != input_zero_point.is_none())
-        throw py::value_error("linear_w8a8: input_scale and input_zero_point go together");
+        throw py::value_error(std::string(op) + ": input_scale and input_zero_point go together");
     if (!input_scale.is_none()) {
         if (call.x_dtype != DType::u8)
-            throw py::value_error("linear_w8a8: input_scale and input_zero_point describe u8 input; x is " + dtype);
+            throw py::value_error(std::string(op) + ": input_scale and input_zero_point describe u8 input; x is " +
+                                  dtype);
         scale = input(input_scale, {DType::f32}, op, "input_scale");
         zero = input(input_zero_point, {DType::i32}, op, "input_zero_point");
         const std::string wanted = "[" + std::to_string(call.rows) + "], one per row";
@@ -74,26 +78,32 @@ void linear(const py::object& x, const py::object& packed, const py::object& out
         {{"x", xb}, {"packed", blob}, {"residual", o.residual}, {"input_scale", scale}, {"input_zero_point", zero}});
     call.threads.exactly = checked_threads(threads, op);
     py::gil_scoped_release release;
-    linear_w8a8(header, call);
+    has_real_weights(header) ? linear_bsr(header, call) : linear_w8a8(header, call);
 }
 
 std::string pair(const std::array<int64_t, 2>& p) {
     return "(" + std::to_string(p[0]) + ", " + std::to_string(p[1]) + ")";
 }
 
-void conv2d(const py::object& x, const py::object& packed, const py::object& out, const std::array<int64_t, 2>& stride,
-            const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const py::object& residual,
-            float out_scale, int out_zero_point, const std::string& dtype, const std::string& out_dtype,
-            const std::string& layout, int threads) {
-    const char* op = "conv2d_w8a8";
+void linear_real(const py::object& x, const py::object& packed, const py::object& out, const py::object& residual,
+                 float out_scale, int out_zero_point, const std::string& dtype, const std::string& out_dtype,
+                 int threads) {
+    linear("linear_bsr", x, packed, out, residual, py::none(), py::none(), out_scale, out_zero_point, dtype, out_dtype,
+           threads);
+}
+
+void conv2d(const char* op, const py::object& x, const py::object& packed, const py::object& out,
+            const std::array<int64_t, 2>& stride, const std::array<int64_t, 4>& padding,
+            const std::array<int64_t, 2>& dilation, const py::object& residual, float out_scale, int out_zero_point,
+            const std::string& dtype, const std::string& out_dtype, const std::string& layout, int threads) {
     if (layout != "nhwc" && layout != "nchw")
-        throw py::value_error("conv2d_w8a8: layout is '" + layout + "'; allowed: 'nhwc', 'nchw'");
+        throw py::value_error(std::string(op) + ": layout is '" + layout + "'; allowed: 'nhwc', 'nchw'");
     ConvCall call;
     call.channels_last = layout == "nhwc";
-    call.x_dtype = parse_dtype(dtype, op, "dtype", kInputs);
+    call.x_dtype = parse_dtype(dtype, op, "dtype", inputs_of(op));
     const Buffer xb = input(x, {call.x_dtype}, op, "x");
     const Buffer blob = input(packed, {DType::u8}, op, "packed");
-    const BlobHeader& header = open_conv2d(blob.data(), blob.size());
+    const BlobHeader& header = open_for(op, blob.data(), blob.size());
     const int64_t channels = header.in_channels * header.groups;
     const int c = call.channels_last ? 3 : 1, h = call.channels_last ? 1 : 2, w = call.channels_last ? 2 : 3;
     if (xb.rank() != 4 || xb.dim(c) != channels)
@@ -111,7 +121,7 @@ void conv2d(const py::object& x, const py::object& packed, const py::object& out
     call.dilation_h = dilation[0];
     call.dilation_w = dilation[1];
     if (stride[0] < 1 || stride[1] < 1 || dilation[0] < 1 || dilation[1] < 1)
-        throw py::value_error("conv2d_w8a8: stride " + pair(stride) + " and dilation " + pair(dilation) +
+        throw py::value_error(std::string(op) + ": stride " + pair(stride) + " and dilation " + pair(dilation) +
                               " must be positive");
     const Output o = make_output(op, out, out_dtype, residual, out_scale, out_zero_point);
     const int64_t oh = conv_out_height(header, call), ow = conv_out_width(header, call);
@@ -124,7 +134,7 @@ void conv2d(const py::object& x, const py::object& packed, const py::object& out
     check_disjoint(op, {{"out", o.out}}, {{"x", xb}, {"packed", blob}, {"residual", o.residual}});
     call.threads.exactly = checked_threads(threads, op);
     py::gil_scoped_release release;
-    conv2d_w8a8(header, call);
+    has_real_weights(header) ? conv2d_bsr(header, call) : conv2d_w8a8(header, call);
 }
 
 void per_tensor(const py::object& x, const py::object& out, float scale, int zero_point, const std::string& dtype,
@@ -177,16 +187,36 @@ void add_quantizers(py::module_& m) {
           "Quantize each row of x [rows, columns] by its own range.");
 }
 
-void add_w8a8(py::module_& m) {
-    m.def("linear_w8a8", &linear, py::arg("x"), py::arg("packed"), py::arg("out"), py::arg("residual") = py::none(),
-          py::arg("input_scale") = py::none(), py::arg("input_zero_point") = py::none(), py::arg("out_scale") = 1.0f,
-          py::arg("out_zero_point") = 0, py::arg("dtype") = "f32", py::arg("out_dtype") = "f32", py::arg("threads") = 0,
-          "out [M, N] = epilogue(x [M, K] * weight); writes out.");
-    m.def("conv2d_w8a8", &conv2d, py::arg("x"), py::arg("packed"), py::arg("out"), py::arg("stride"),
-          py::arg("padding"), py::arg("dilation"), py::arg("residual") = py::none(), py::arg("out_scale") = 1.0f,
-          py::arg("out_zero_point") = 0, py::arg("dtype") = "f32", py::arg("out_dtype") = "f32",
-          py::arg("layout") = "nhwc", py::arg("threads") = 0,
-          "out = epilogue(conv2d(x, weight)); padding is (top, bottom, left, right); writes out.");
+void add_layers(py::module_& m) {
+    using namespace py::literals;
+    m.def(
+        "linear_w8a8",
+        [](const py::object& x, const py::object& packed, const py::object& out, const py::object& residual,
+           const py::object& input_scale, const py::object& input_zero_point, float out_scale, int out_zero_point,
+           const std::string& dtype, const std::string& out_dtype, int threads) {
+            linear("linear_w8a8", x, packed, out, residual, input_scale, input_zero_point, out_scale, out_zero_point,
+                   dtype, out_dtype, threads);
+        },
+        "x"_a, "packed"_a, "out"_a, "residual"_a = py::none(), "input_scale"_a = py::none(),
+        "input_zero_point"_a = py::none(), "out_scale"_a = 1.0f, "out_zero_point"_a = 0, "dtype"_a = "f32",
+        "out_dtype"_a = "f32", "threads"_a = 0, "out [M, N] = epilogue(x [M, K] * weight); writes out.");
+    m.def("linear_bsr", &linear_real, "x"_a, "packed"_a, "out"_a, "residual"_a = py::none(), "out_scale"_a = 1.0f,
+          "out_zero_point"_a = 0, "dtype"_a = "f32", "out_dtype"_a = "f32", "threads"_a = 0,
+          "linear_w8a8 for block-sparse float weights; writes out.");
+    for (const char* op : {"conv2d_w8a8", "conv2d_bsr"})
+        m.def(
+            op,
+            [op](const py::object& x, const py::object& packed, const py::object& out,
+                 const std::array<int64_t, 2>& stride, const std::array<int64_t, 4>& padding,
+                 const std::array<int64_t, 2>& dilation, const py::object& residual, float out_scale,
+                 int out_zero_point, const std::string& dtype, const std::string& out_dtype, const std::string& layout,
+                 int threads) {
+                conv2d(op, x, packed, out, stride, padding, dilation, residual, out_scale, out_zero_point, dtype,
+                       out_dtype, layout, threads);
+            },
+            "x"_a, "packed"_a, "out"_a, "stride"_a, "padding"_a, "dilation"_a, "residual"_a = py::none(),
+            "out_scale"_a = 1.0f, "out_zero_point"_a = 0, "dtype"_a = "f32", "out_dtype"_a = "f32", "layout"_a = "nhwc",
+            "threads"_a = 0, "out = epilogue(conv2d(x, weight)); padding is (top, bottom, left, right); writes out.");
 }
 
 }  // namespace fastcompress::bindings

@@ -1,0 +1,20 @@
+// Block-sparse kernels for float weights, AVX-512.
+// clang-format off: the transposition comes before the templates that use it
+#include "../simd/real_avx512.h"
+#include "../simd/transpose_avx512.h"
+#include "../families/bsr_blocks16_avx512.h"
+// clang-format on
+#include "../tables.h"
+
+namespace fastcompress {
+
+extern const SparseKernel kSparseReal_avx512[] = {
+    {DType::f32, 16, 1, "vfmadd 8x32", bsr_few_rows<F32x16>, bsr_tile_blocks16<F32x16>, 32},
+    {DType::f32, 4, 1, "vfmadd 4x64", nullptr, bsr_tile_tokens<F32x16, 4, 4, 4>, 64},
+    {DType::f32, 1, 1, "vfmadd 1x128", nullptr, bsr_tile_tokens<F32x16, 1, 1, 8>, 128},
+    {DType::bf16, 16, 2, "vfmadd 8x32", bsr_few_rows<Bf16x16>, bsr_tile_blocks16<Bf16x16>, 32},
+};
+
+extern const InterleaveFunction kInterleave_avx512 = bsr_interleave;
+
+}  // namespace fastcompress

@@ -1,0 +1,105 @@
+// What the block-sparse kernels share (kernels.h, SparseProduct): where blocks and their inputs are, and the end of a panel.
+#pragma once
+
+#include "fastcompress/kernels.h"
+
+namespace {
+
+using fastcompress::kPanel;
+using fastcompress::SparseProduct;
+
+// Columns of the blocks of a row, one after the other.
+struct NumberedColumns {
+    const uint16_t* at;
+    int64_t next() { return *at++; }
+};
+struct SteppedColumns {
+    const uint8_t* at;
+    int64_t column = 0;
+    int64_t next() { return column += *at++; }
+};
+
+inline NumberedColumns columns_of(const SparseProduct& s, int64_t first, const NumberedColumns*) {
+    return {static_cast<const uint16_t*>(s.index) + first};
+}
+inline SteppedColumns columns_of(const SparseProduct& s, int64_t first, const SteppedColumns*) {
+    return {static_cast<const uint8_t*>(s.index) + first};
+}
+
+template <int BH>
+struct ColumnsOf {
+    using Type = SteppedColumns;
+};
+template <>
+struct ColumnsOf<kPanel> {
+    using Type = NumberedColumns;
+};
+
+// One row of blocks.
+template <int BH>
+struct BlockRow {
+    static constexpr int64_t bytes = 4 * BH;  // of a block
+    using Columns = typename ColumnsOf<BH>::Type;
+    Columns columns;
+    const int8_t* w;
+    int64_t count;
+
+    BlockRow(const SparseProduct& s, int64_t row)
+        : columns(columns_of(s, s.pointer[row], static_cast<const Columns*>(nullptr))),
+          w(reinterpret_cast<const int8_t*>(s.w) + s.pointer[row] * bytes),
+          count(s.pointer[row + 1] - s.pointer[row]) {}
+};
+
+// Where a column's inputs begin, in bytes.
+struct EvenPlaces {
+    int64_t step;
+    int64_t operator()(int64_t column) const { return column * step; }
+};
+struct ListedPlaces {
+    const int64_t* offset;
+    int64_t operator()(int64_t column) const { return offset[column]; }
+};
+
+// Calls f(places) with the kind that the product has.
+template <class F>
+inline void with_places(const SparseProduct& s, const F& f) {
+    s.column_offset ? f(ListedPlaces{s.column_offset}) : f(EvenPlaces{s.column_step});
+}
+
+// Panels are finished four at a time: a row of the output then gets a run of 256 bytes instead of one line, of which 32
+// rows would fall into one set of the cache.
+constexpr int64_t kPanelsTogether = 4, kTileLd = kPanelsTogether * kPanel;
+
+// Calls multiply(panel, c) for the panels of `s`, c[token * kTileLd + channel], and the epilogue for each group.
+template <class Multiply>
+inline void bsr_panels(const SparseProduct& s, const Multiply& multiply) {
+    for (int64_t p = s.panel0; p < s.panel1; p += kPanelsTogether) {
+        const int64_t count = s.panel1 - p < kPanelsTogether ? s.panel1 - p : kPanelsTogether;
+        for (int64_t i = 0; i < count; ++i) multiply(p + i, s.c + i * kPanel);
+        const int64_t left = s.channels - p * kPanel, channels = left < count * kPanel ? left : count * kPanel;
+        for (int64_t i = 0; i < s.run_count; ++i) {
+            const fastcompress::RowRun& run = s.runs[i];
+            s.finish(*s.epilogue, s.c + run.token * kTileLd, kTileLd, run.row, run.count, p * kPanel, channels);
+        }
+    }
+}
+
+// A Dot (gemm_impl.h) whose words hold the weights of several inputs (`parts`) says which it wants.
+template <class Dot>
+inline auto load_block(const int8_t* w, [[maybe_unused]] int part) {
+    if constexpr (Dot::parts == 1) {
+        return Dot::load_b(w);
+    } else {
+        return Dot::load_b(w, part);
+    }
+}
+template <class Dot>
+inline auto broadcast_weight(const int8_t* w, [[maybe_unused]] int part) {
+    if constexpr (Dot::parts == 1) {
+        return Dot::broadcast_b(w);
+    } else {
+        return Dot::broadcast_b(w, part);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,116 @@
+// Sparse products with channels in lanes, for blocks of 16 channels; written once over a Dot and compiled per ISA.
+//
+//     acc[token] += broadcast(token's inputs) . block           1 + T loads for T products
+//
+// The outer product of a block with the inputs of some tokens goes into accumulators that stay in registers for a whole panel, so
+// the cost of a panel is that of its blocks: no masks, no gathers, no decoding. Two loads a cycle bound it: 0.80 of the ceiling at
+// 16 tokens on Zen 5. (A product with a broadcast memory operand would save an instruction and runs at half speed there.)
+#pragma once
+
+#include "bsr_blocks.h"
+
+namespace {
+
+constexpr int64_t kAheadBytes = 4096;  // a few rows are bound by memory: blocks are fetched so far ahead
+
+// The inputs of T tokens, token_step bytes apart.
+template <class Dot, int T, class Places>
+__attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8_t* a, int64_t token_step,
+                                            int64_t part_step, Places places, int32_t* c) {
+    constexpr int per_panel = kPanel / Dot::lanes, parts = Dot::parts;
+    // A few tokens alone cannot cover the latency of a product: further chains take every other block.
+    constexpr int chains = T * per_panel >= 8 ? 1 : T * per_panel >= 4 ? 2 : 4;
+    typename Dot::Acc acc[chains][T][per_panel];
+#pragma GCC unroll 16
+    for (int u = 0; u < chains; ++u)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 16
+            for (int v = 0; v < per_panel; ++v) acc[u][t][v] = Dot::zero();
+    const uint8_t* token[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) token[t] = a + t * token_step;
+    auto columns = blocks.columns;
+    const int8_t* w = blocks.w;
+    int64_t i = 0;
+    for (; i + chains <= blocks.count; i += chains) {
+#pragma GCC unroll 16
+        for (int u = 0; u < chains; ++u, w += BlockRow<kPanel>::bytes) {
+            const int64_t offset = places(columns.next());
+            if constexpr (T <= 4) __builtin_prefetch(w + kAheadBytes, 0, 2);
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; ++part) {
+                typename Dot::B b[per_panel];
+#pragma GCC unroll 16
+                for (int v = 0; v < per_panel; ++v) b[v] = load_block<Dot>(w + v * 4 * Dot::lanes, part);
+#pragma GCC unroll 16
+                for (int t = 0; t < T; ++t) {
+                    const typename Dot::A x = Dot::broadcast(token[t] + offset + part * part_step);
+#pragma GCC unroll 16
+                    for (int v = 0; v < per_panel; ++v) acc[u][t][v] = Dot::dot(acc[u][t][v], x, b[v]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int u = 0; u < chains; ++u)
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t)
+#pragma GCC unroll 16
+                for (int v = 0; v < per_panel; ++v) Dot::pin(acc[u][t][v]);
+    }
+    if constexpr (chains > 1) {
+        for (; i < blocks.count; ++i, w += BlockRow<kPanel>::bytes) {
+            const int64_t offset = places(columns.next());
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; ++part)
+#pragma GCC unroll 16
+                for (int t = 0; t < T; ++t)
+#pragma GCC unroll 16
+                    for (int v = 0; v < per_panel; ++v) {
+                        acc[0][t][v] = Dot::dot(acc[0][t][v], Dot::broadcast(token[t] + offset + part * part_step),
+                                                load_block<Dot>(w + v * 4 * Dot::lanes, part));
+                        Dot::pin(acc[0][t][v]);
+                    }
+        }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t)
+#pragma GCC unroll 16
+        for (int v = 0; v < per_panel; ++v) {
+            typename Dot::Acc sum = acc[0][t][v];
+#pragma GCC unroll 16
+            for (int u = 1; u < chains; ++u) sum = Dot::add(sum, acc[u][t][v]);
+            Dot::store(c + t * kTileLd + v * Dot::lanes, sum);
+        }
+}
+
+// Up to four rows as they lie.
+template <class Dot, int T>
+inline void bsr_few(const SparseProduct& s) {
+    bsr_panels(s, [&](int64_t p, int32_t* c) {
+        bsr_channels<Dot, T>(BlockRow<kPanel>(s, p), s.a, s.row_stride, s.part_step, EvenPlaces{s.column_step}, c);
+    });
+}
+
+template <class Dot>
+void bsr_few_rows(const SparseProduct& s) {
+    if (s.rows == 1) return bsr_few<Dot, 1>(s);
+    if (s.rows == 2) return bsr_few<Dot, 2>(s);
+    if (s.rows == 3) return bsr_few<Dot, 3>(s);
+    bsr_few<Dot, 4>(s);
+}
+
+// A tile, T tokens at a time; T divides 16.
+template <class Dot, int T>
+void bsr_tile_channels(const SparseProduct& s) {
+    constexpr int64_t kTokenBytes = 4;
+    with_places(s, [&](auto places) {
+        bsr_panels(s, [&](int64_t p, int32_t* c) {
+            for (int64_t t = 0; t < s.width; t += T)
+                bsr_channels<Dot, T>(BlockRow<kPanel>(s, p), s.a + kTokenBytes * t, kTokenBytes, s.part_step, places,
+                                     c + t * kTileLd);
+        });
+    });
+}
+
+}  // namespace

@@ -1,0 +1,96 @@
+// Sparse products with tokens in lanes, for blocks of any height; written once over a Dot and compiled per ISA. Include a
+// simd/transpose_*.h first.
+//
+//     acc[channel][v] += a vector of tokens' inputs . broadcast(channel's weights)           C + V loads for C * V products
+//
+// Each vector of inputs serves the C channels of a block, each broadcast V vectors of tokens. The sums lie channel by channel, and
+// are transposed at the end of a panel.
+#pragma once
+
+#include "bsr_blocks.h"
+
+namespace {
+
+// The widest tile: kScratchElements hold four panels of it.
+constexpr int64_t kWidestTile = fastcompress::kScratchElements / kTileLd;
+
+// Channels [first, first + C) of a row of blocks times V vectors of tokens: c[channel * ld + token].
+template <class Dot, int BH, int C, int V, class Places>
+__attribute__((noinline)) void bsr_tokens(BlockRow<BH> blocks, int first, const uint8_t* a, int64_t part_step,
+                                          Places places, int32_t* c, int64_t ld) {
+    constexpr int parts = Dot::parts, vector_bytes = 4 * Dot::lanes;
+    typename Dot::Acc acc[C][V];
+#pragma GCC unroll 16
+    for (int n = 0; n < C; ++n)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) acc[n][v] = Dot::zero();
+    auto columns = blocks.columns;
+    const int8_t* w = blocks.w + 4 * first;
+    for (int64_t i = 0; i < blocks.count; ++i, w += BlockRow<BH>::bytes) {
+        const uint8_t* x = a + places(columns.next());
+#pragma GCC unroll 2
+        for (int part = 0; part < parts; ++part, x += part_step) {
+            decltype(Dot::load_a(x)) tokens[V];
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) tokens[v] = Dot::load_a(x + v * vector_bytes);
+#pragma GCC unroll 16
+            for (int n = 0; n < C; ++n) {
+                const auto b = broadcast_weight<Dot>(w + 4 * n, part);
+#pragma GCC unroll 16
+                for (int v = 0; v < V; ++v) acc[n][v] = Dot::dot(acc[n][v], tokens[v], b);
+            }
+        }
+#pragma GCC unroll 16
+        for (int n = 0; n < C; ++n)
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) Dot::pin(acc[n][v]);
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < C; ++n)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) Dot::store(c + n * ld + v * Dot::lanes, acc[n][v]);
+}
+
+// Tokens [token, s.width) of one panel, in chunks of V vectors, then of half as many.
+template <class Dot, int BH, int C, int V, class Places>
+inline void bsr_panel_tokens(const SparseProduct& s, int64_t panel, int64_t token, Places places, int32_t* c) {
+    constexpr int64_t chunk = V * Dot::lanes;
+    for (; token + chunk <= s.width; token += chunk)
+        for (int n = 0; n < kPanel; n += C)
+            bsr_tokens<Dot, BH, C, V>(BlockRow<BH>(s, (panel * kPanel + n) / BH), n % BH, s.a + 4 * token, s.part_step,
+                                      places, c + n * s.width + token, s.width);
+    if constexpr (chunk > 16)
+        if (token < s.width) bsr_panel_tokens<Dot, BH, C, V / 2>(s, panel, token, places, c);
+}
+
+template <class Dot, int BH, int C, int V>
+void bsr_tile_tokens(const SparseProduct& s) {
+    alignas(64) int32_t by_channel[kPanel * kWidestTile];
+    with_places(s, [&](auto places) {
+        bsr_panels(s, [&](int64_t p, int32_t* c) {
+            bsr_panel_tokens<Dot, BH, C, V>(s, p, 0, places, by_channel);
+            for (int64_t t = 0; t < s.width; t += 16)
+                transpose_16x16(by_channel + t, s.width, c + t * kTileLd, kTileLd);
+        });
+    });
+}
+
+// Sixteen rows and words at a time; transpose_part takes the ends.
+inline void bsr_interleave(const uint8_t* from, int64_t stride, int64_t rows, int64_t words, int64_t width,
+                           uint8_t* out) {
+    constexpr int64_t kSide = 16;
+    for (int64_t w = 0; w < words; w += kSide)
+        for (int64_t t = 0; t < rows; t += kSide) {
+            const int32_t* src = reinterpret_cast<const int32_t*>(from + t * stride) + w;
+            int32_t* dst = reinterpret_cast<int32_t*>(out) + w * width + t;
+            const int64_t rows_left = rows - t, words_left = words - w;
+            if (rows_left >= kSide && words_left >= kSide) {
+                transpose_16x16(src, stride / 4, dst, width);
+            } else {
+                transpose_part(src, stride / 4, rows_left < kSide ? rows_left : kSide,
+                               words_left < kSide ? words_left : kSide, dst, width);
+            }
+        }
+}
+
+}  // namespace
