@@ -5,8 +5,8 @@ from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError
 from fastcompress.formats import load, save
+from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, allocate, prune, sensitivity
-from fastcompress.quantization.adapters import Adapted, register_adapter
 from fastcompress.report import benchmark, explain, verify
 
 __version__ = "0.1.0"

@@ -1,9 +1,25 @@
 """Layers that run on fastcompress' operators and drop into any torch model."""
 
-from .base import QuantizedLayer
+from .base import PackedLayer
+from .block_sparse import BlockSparse
 from .lazy_weight import LazyWeight
 from .quant_conv2d import QuantConv2d
 from .quant_linear import QuantLinear
+from .quantized import QuantizedLayer
+from .sparse_conv2d import SparseConv2d
+from .sparse_linear import SparseLinear
+from .sparse_quant_conv2d import SparseQuantConv2d
 from .sparse_quant_linear import SparseQuantLinear
 
-__all__ = ["LazyWeight", "QuantConv2d", "QuantLinear", "QuantizedLayer", "SparseQuantLinear"]
+__all__ = [
+    "BlockSparse",
+    "LazyWeight",
+    "PackedLayer",
+    "QuantConv2d",
+    "QuantLinear",
+    "QuantizedLayer",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseQuantConv2d",
+    "SparseQuantLinear",
+]

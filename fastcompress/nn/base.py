@@ -1,6 +1,5 @@
-"""What every quantized layer shares: one packed buffer, canonical state, moves between dtypes and devices."""
+"""What every packed layer shares: one packed buffer, canonical state, moves between dtypes and devices."""
 
-import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,85 +7,54 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from ..errors import PackedBlobError
 from ..ops import packing
-from ..ops.canonical import W8A8Canonical
+from ..ops.canonical_sparse import SparseCanonical
 from .lazy_weight import LazyWeight, not_trainable
 from .state import Canonical, read_state, write_state
 
-__all__ = [
-    "Canonical",
-    "QuantizedLayer",
-    "below_autograd",
-    "is_grad_enabled",
-    "is_transforming",
-    "raise_blob_error",
-    "refuse_transforms",
-]
-
-#: Context in which operators skip autograd: the backward formula is Python and costs 4 µs a call even when no gradient
-#: is wanted (the rest of a layer call takes 3.5 µs), this context 0.5 µs. Tracing and profiling still see the call.
-below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
-
-is_grad_enabled = torch.is_grad_enabled
-
-_peek_interpreter: Any = torch._C._functorch.peek_interpreter_stack
-
-
-def is_transforming() -> bool:
-    """Whether forward-mode AD or a ``torch.func`` transform is active: below autograd its tangents would be lost."""
-    return _peek_interpreter() is not None or forward_ad._current_level >= 0
-
-
-def refuse_transforms(layer: str, input: Tensor) -> None:
-    """Raise RuntimeError where a tangent would silently be zero or a transform has no formula; ``vmap`` is fine."""
-    interpreter = _peek_interpreter()
-    func = interpreter is not None and interpreter.key() != torch._C._functorch.TransformType.Vmap
-    if func or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(input).tangent is not None):
-        raise RuntimeError(
-            f"{layer}: forward-mode AD and torch.func.grad/vjp/jvp do not pass through int8 layers; use "
-            "tensor.backward() or torch.autograd.grad for gradients of the input, or the float model"
-        )
-
-
-def raise_blob_error(error: Exception) -> None:
-    """Raise PackedBlobError when `error` is the operator's complaint about its packed weights."""
-    if isinstance(error, RuntimeError) and str(error).startswith("packed weights:"):
-        raise PackedBlobError(str(error)) from error
-
+__all__ = ["Canonical", "PackedLayer"]
 
 _DEVICES = ("cpu", "cuda")
 
 
-class QuantizedLayer(nn.Module):
+class PackedLayer(nn.Module):
     """Base of the layers that hold one packed blob (buffer ``packed``) and nothing else.
 
     Attributes:
         packed: uint8 ``[bytes]``, made for this machine; not in the ``state_dict``, which holds canonical tensors.
         activation: fused activation function, ``"none"`` or another key of ``fastcompress.ops.ACTIVATIONS``.
-        input_mode: ``"static"``, ``"dynamic"`` or ``"dynamic_symmetric"``.
-        input_scale: float, of static activations; 1.0 when dynamic.
-        input_zero_point: int in [0, 255], of static activations; 0 when dynamic.
+        has_bias: whether there is a bias.
     """
 
     packed: Tensor
     activation: str
-    input_mode: str
-    input_scale: float
-    input_zero_point: int
+    has_bias: bool
 
     #: The class of the canonical form.
-    canonical_class: ClassVar[Callable[..., Canonical]] = W8A8Canonical
+    canonical_class: ClassVar[type[Canonical]]
 
     #: The float layer that this one replaces, for messages.
     replaces: ClassVar[str] = "nn.Module"
 
-    def __init__(self, c: Canonical, dtype: torch.dtype) -> None:
+    #: What to do instead of training or writing weights, for messages.
+    remedy: ClassVar[str] = (
+        "sparse weights are packed for the kernels, read-only and not trainable; train the masked model that "
+        "fastcompress.prune returns and convert it again"
+    )
+
+    def __init__(self, c: Canonical, dtype: torch.dtype | None) -> None:
         super().__init__()
+        name = type(self).__name__
+        if not isinstance(c, self.canonical_class):
+            raise TypeError(
+                f"{name}: expected a {self.canonical_class.__name__}, got {type(c).__name__}; {name}.from_float makes "
+                "the layer from a float module"
+            )
+        if dtype is None:
+            dtype = c.blocks.dtype if isinstance(c, SparseCanonical) else torch.float32
         if not dtype.is_floating_point:
-            raise TypeError(f"{type(self).__name__}: `dtype` must be floating point, got {dtype}")
+            raise TypeError(f"{name}: `dtype` must be floating point, got {dtype}")
         self._dtype = dtype
         self._weight_shape = c.weight_shape
         self.register_buffer("packed", packing.pack(c), persistent=False)
@@ -96,9 +64,6 @@ class QuantizedLayer(nn.Module):
         """Take over what is not a tensor."""
         self.has_bias = c.bias is not None
         self.activation = c.activation
-        self.input_mode = c.input_mode
-        self.input_scale = c.input_scale
-        self.input_zero_point = c.input_zero_point
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -118,7 +83,11 @@ class QuantizedLayer(nn.Module):
         if torch.compiler.is_compiling():  # a traced graph needs an operator, not a tensor subclass made inside it
             return torch.ops.fastcompress.dequantize(packed, field, size, dtype)
         return LazyWeight(
-            lambda: torch.ops.fastcompress.dequantize(packed, field, size, dtype), size, dtype, packed.device
+            lambda: torch.ops.fastcompress.dequantize(packed, field, size, dtype),
+            size,
+            dtype,
+            packed.device,
+            self.remedy,
         )
 
     def dequantize(self) -> Tensor:
@@ -143,21 +112,26 @@ class QuantizedLayer(nn.Module):
         return self
 
     def kernel_name(self) -> str:
-        """The kernel that runs this layer, ``<op>_<isa>``, for example ``linear_w8a8_avx512vnni``."""
+        """The kernel that runs this layer: ``linear_w8a8_avx512vnni``, ``conv2d_w8a8_bsr16x4_avx512vnni`` and so on."""
         header = packing.info(self.packed)
-        return str(header.get("kernel") or f"{header['family']}_{header['isa']}")
+        family, block = header["family"], header.get("block_size")
+        if "kernel" in header:
+            return str(header["kernel"])
+        if block is not None:
+            family = f"{family.removesuffix('_bsr')}_bsr{block[0]}x{block[1]}"
+        return f"{family}_{header['isa']}"
 
     # -- training is refused -------------------------------------------------------------------------------------
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Raise RuntimeError when `requires_grad` is true: there is nothing trainable here."""
         if requires_grad:
-            not_trainable(f"{type(self).__name__}.requires_grad_(True)")
+            not_trainable(f"{type(self).__name__}.requires_grad_(True)", self.remedy)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("weight", "bias"):
-            not_trainable(f"{type(self).__name__}.{name} = {type(value).__name__}(...)")
+            not_trainable(f"{type(self).__name__}.{name} = {type(value).__name__}(...)", self.remedy)
         super().__setattr__(name, value)
 
     # -- dtype and device ----------------------------------------------------------------------------------------
@@ -178,8 +152,8 @@ class QuantizedLayer(nn.Module):
     def _packed_on(self, device: torch.device) -> Tensor:
         if device.type not in _DEVICES:
             raise ValueError(
-                f"{type(self).__name__}.to: quantized layers run on {' and '.join(_DEVICES)}, got device {device}; "
-                f"keep {self.replaces} unquantized there"
+                f"{type(self).__name__}.to: compressed layers run on {' and '.join(_DEVICES)}, got device {device}; "
+                f"keep {self.replaces} uncompressed there"
             )
         return packing.pack(self.canonical().to(device))
 
@@ -223,10 +197,12 @@ class QuantizedLayer(nn.Module):
             result.__dict__[key] = copy.deepcopy(value, memo)
         return result
 
+    def _input_repr(self) -> list[str]:
+        """What subclasses say about their input."""
+        return []
+
     def _common_repr(self) -> str:
-        parts = [f"bias={self.has_bias}", f"input_mode={self.input_mode!r}"]
-        if self.input_mode == "static":
-            parts.append(f"input_scale={self.input_scale:.6g}, input_zero_point={self.input_zero_point}")
+        parts = [f"bias={self.has_bias}", *self._input_repr()]
         if self.activation != "none":
             parts.append(f"activation={self.activation!r}")
         if self._dtype != torch.float32:

@@ -1,23 +1,17 @@
 """``nn.Linear`` with int8 weights and activations."""
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import checks
-from ..ops.arithmetic import quantize_weight
-from ..ops.canonical import W8A8Canonical
-from .base import QuantizedLayer, below_autograd, is_grad_enabled, is_transforming, raise_blob_error, refuse_transforms
+from .linear import PackedLinear
+from .quantized import QuantizedLayer, quantized_canonical
 
 __all__ = ["QuantLinear"]
 
-_op = torch.ops.fastcompress.linear_w8a8.default
-_call: Any = _op._op  # the bound C++ function: one Python frame less on the hot path
-_is_compiling = torch.compiler.is_compiling
 
-
-class QuantLinear(QuantizedLayer):
+class QuantLinear(PackedLinear, QuantizedLayer):
     """Drop-in replacement of ``nn.Linear``: s8 weights per output channel, u8 activations, int32 sums, fused epilogue.
 
     Shapes:
@@ -37,22 +31,8 @@ class QuantLinear(QuantizedLayer):
     Inference", section 2 (arXiv 1712.05877).
     """
 
-    replaces = "nn.Linear"
-
-    def __init__(self, c: W8A8Canonical, *, dtype: torch.dtype = torch.float32) -> None:
-        if c.weight.dim() != 2:
-            raise ValueError(f"QuantLinear: `weight` must be [out, in], got shape {list(c.weight.shape)}")
-        super().__init__(c, dtype)
-        self.out_features, self.in_features = c.weight.shape
-
-    @classmethod
-    def from_canonical(cls, c: W8A8Canonical, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Make a layer from canonical tensors; `dtype` is the logical dtype of ``weight``.
-
-        Raises:
-            TypeError, ValueError: see ``fastcompress.ops.pack``.
-        """
-        return cls(c, dtype=dtype)
+    operator = torch.ops.fastcompress.linear_w8a8.default
+    bound = operator._op
 
     @classmethod
     def from_float(
@@ -76,63 +56,16 @@ class QuantLinear(QuantizedLayer):
 
         Raises:
             TypeError: not an ``nn.Linear``, or a subclass with a ``forward`` of its own.
-            ValueError: NaN/Inf in the weights, a parameter out of range, or a shape this kind of layer cannot have.
+            ValueError: NaN/Inf in the weights, or a parameter out of range.
         """
-        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-            raise TypeError(
-                f"{cls.__name__}.from_float: `module` must be an nn.Linear with nn.Linear's forward, got "
-                f"{type(module).__name__}; copy its weights into an nn.Linear that computes the same"
-            )
-        problem = cls.problem(module)
-        if problem is not None:
-            raise ValueError(f"{cls.__name__}.from_float: {problem}; use QuantLinear")
-        weight, scale = quantize_weight(module.weight, weight_scale)
-        bias = None if module.bias is None else module.bias.detach().to(torch.float32).clone()
-        c = cls._canonical_of(weight, scale, bias, input_mode, input_scale, input_zero_point, activation)
+        cls._accept(module)
+        c = quantized_canonical(module, input_mode, input_scale, input_zero_point, activation, weight_scale)
         return cls(c, dtype=module.weight.dtype).train(module.training)
 
-    @staticmethod
-    def problem(module: nn.Linear) -> str | None:
-        """Why a layer of this shape cannot become one of this kind, or None."""
-        return None
-
-    @staticmethod
-    def _canonical_of(weight: Tensor, *rest: Any) -> Any:
-        """The canonical form of an int8 weight and what follows it there."""
-        return W8A8Canonical(weight, *rest)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer: ``[..., in_features]`` to ``[..., out_features]``."""
-        if _is_compiling():
-            return _op(input, self.packed, self.out_features)
-        try:
-            if is_transforming():
-                refuse_transforms("QuantLinear", input)
-                return _op(input, self.packed, self.out_features)
-            if input.requires_grad and is_grad_enabled():
-                return _op(input, self.packed, self.out_features)
-            with below_autograd():
-                return _call(input, self._buffers["packed"], self.out_features)
-        except Exception as error:
-            self._diagnose(input)
-            raise_blob_error(error)
-            raise
-
     def _diagnose(self, input: Tensor) -> None:
-        """Raise TypeError or ValueError if the input is at fault; the operator itself can only raise RuntimeError."""
-        checks.check_tensor("QuantLinear", "input", input)
-        checks.check_linear(input, self.packed, self.out_features)
-        if input.shape[-1] != self.in_features:
-            raise ValueError(
-                f"QuantLinear: `input` has {input.shape[-1]} features (shape {list(input.shape)}), the layer takes "
-                f"in_features={self.in_features}"
-            )
+        super()._diagnose(input)
         if input.dtype == torch.uint8 and self.input_mode != "static":
             raise ValueError(
-                f"QuantLinear: `input` is uint8, but input_mode={self.input_mode!r} quantizes floats itself; pass the "
-                "float tensor"
+                f"{type(self).__name__}: `input` is uint8, but input_mode={self.input_mode!r} quantizes floats itself; "
+                "pass the float tensor"
             )
-
-    def extra_repr(self) -> str:
-        """The constructor's view, for ``print(model)``."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self._common_repr()}"

@@ -1,4 +1,4 @@
-"""``state_dict`` entries of a quantized layer: canonical tensors, checked before the layer changes."""
+"""``state_dict`` entries of a packed layer: canonical tensors, checked before the layer changes."""
 
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -9,12 +9,12 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.block_csr import BlockCSR
 from ..ops.canonical import W8A8Canonical
-from ..ops.canonical_sparse import SparseW8A8Canonical
+from ..ops.canonical_sparse import SparseCanonical, SparseW8A8Canonical
 
 __all__ = ["Canonical", "read_state", "write_state"]
 
 
-Canonical: TypeAlias = W8A8Canonical | SparseW8A8Canonical
+Canonical: TypeAlias = W8A8Canonical | SparseW8A8Canonical | SparseCanonical
 
 #: Entries of a block-sparse weight: another number of blocks is another value, not another kind of layer.
 _INDEX = ("crow", "col", "values")
@@ -23,14 +23,15 @@ _VARIABLE = ("col", "values")
 
 def write_state(c: Canonical, destination: dict[str, Any], prefix: str) -> None:
     """Put the canonical tensors of `c` (architecture §2) into `destination` under `prefix`."""
-    if isinstance(c, SparseW8A8Canonical):
-        destination.update({prefix + name: getattr(c.blocks, name) for name in _INDEX})
-    else:
+    if isinstance(c, W8A8Canonical):
         destination[prefix + "weight"] = c.weight
-    destination[prefix + "weight_scale"] = c.weight_scale
+    else:
+        destination.update({prefix + name: getattr(c.blocks, name) for name in _INDEX})
+    if not isinstance(c, SparseCanonical):
+        destination[prefix + "weight_scale"] = c.weight_scale
     if c.bias is not None:
         destination[prefix + "bias"] = c.bias
-    if c.input_mode == "static":
+    if not isinstance(c, SparseCanonical) and c.input_mode == "static":
         destination[prefix + "input_scale"] = torch.tensor(c.input_scale, dtype=torch.float32)
         destination[prefix + "input_zero_point"] = torch.tensor(c.input_zero_point, dtype=torch.int32)
 
@@ -68,6 +69,7 @@ def read_state(
     """
     expected: dict[str, Any] = {}
     write_state(current, expected, "")
+    device = (current.weight if isinstance(current, W8A8Canonical) else current.blocks.values).device
     found: dict[str, Tensor] = {}
     faults: list[str] = []
     for name, tensor in expected.items():
@@ -80,7 +82,7 @@ def read_state(
         if fault:
             faults.append(fault)
         else:
-            found[name] = state_dict[key].detach().to(current.weight_scale.device)
+            found[name] = state_dict[key].detach().to(device)
     if strict:
         others = (key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in expected)
         unexpected_keys.extend(others)
@@ -99,7 +101,7 @@ def _merge(current: Canonical, found: dict[str, Tensor], prefix: str) -> Canonic
         name: found[name].clone() for name in ("weight", "weight_scale", "bias") if name in found
     }
     index = [name for name in _INDEX if name in found]
-    if index and isinstance(current, SparseW8A8Canonical):
+    if index and not isinstance(current, W8A8Canonical):
         if len(index) < len(_INDEX):
             raise ValueError(f"load_state_dict: `{prefix}{index[0]}` came alone; crow, col and values go together")
         parts = [found[name].clone() for name in _INDEX]
@@ -115,8 +117,8 @@ def _merge(current: Canonical, found: dict[str, Tensor], prefix: str) -> Canonic
         changes["input_scale"] = float(found["input_scale"])
     if "input_zero_point" in found:
         changes["input_zero_point"] = int(found["input_zero_point"])
-    merged = replace(current, **changes)
-    if merged.input_mode == "static":
+    merged: Canonical = replace(current, **changes)
+    if not isinstance(merged, SparseCanonical) and merged.input_mode == "static":
         checks.check_parameters(
             "load_state_dict", prefix + "input_", merged.input_scale, merged.input_zero_point, 0, 255
         )

@@ -5,7 +5,7 @@ that saturate pass nothing on (as torch's own fake quantization), and the per-to
 as a constant. Weights, scales and bias live in the packed blob and receive no gradient. Not differentiable twice.
 
 The formulas run on every call, gradient or not, and cost 4 microseconds; layers therefore step below autograd when
-no gradient is wanted (``nn.base.below_autograd``).
+no gradient is wanted (``nn.calls.below_autograd``).
 """
 
 from collections.abc import Sequence

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fastcompress.models.flow import Flow
 from fastcompress.models.targets import tied_groups
 from fastcompress.quantization.channels import in_channels, out_channels
 from fastcompress.quantization.equalize import equalize, is_positively_homogeneous
-from fastcompress.quantization.flow import Flow
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.smooth import smooth
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from fastcompress.models.adapters import is_adaptable
 from fastcompress.models.targets import Candidate, module_names
-from fastcompress.quantization.adapters import is_adaptable
 
 __all__ = ["find_candidates", "unsupported_layers", "unsupported_reason"]
 

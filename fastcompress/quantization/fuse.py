@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch import nn
 
+from fastcompress.models.flow import Flow
+from fastcompress.models.parents import carries_hooks
 from fastcompress.quantization.activations import epilogue_activation
-from fastcompress.quantization.flow import Flow
-from fastcompress.quantization.parents import carries_hooks
 
 __all__ = ["Fusion", "find_fusions", "foldable_norm", "is_foldable"]
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastcompress.config import QuantConfig
+from fastcompress.models.adapters import Adapted
+from fastcompress.models.copying import plain_copy
+from fastcompress.models.speed import Inputs, SpeedCase, Verdict, choose_inputs, default_inputs
 from fastcompress.models.targets import Candidate
-from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuantLinear
+from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuantConv2d, SparseQuantLinear
 from fastcompress.nn.mask import only_masked
-from fastcompress.quantization.adapters import Adapted
 from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
-from fastcompress.quantization.flow import InputKind
 from fastcompress.quantization.fold import fold_batchnorm
 from fastcompress.quantization.fuse import Fusion
 from fastcompress.quantization.observers import Observer, make_observer
 from fastcompress.quantization.qparams import quantize_weight, weight_scales
 from fastcompress.quantization.smooth import ChannelAbsMax
-from fastcompress.quantization.speed import SpeedCase, Verdict, choose_inputs, default_inputs
 
 __all__ = ["Job"]
 
@@ -36,7 +36,7 @@ class Job:
         inputs: what it is measured on.
         fusion: what follows it and is taken over.
         verdict: what measuring said; None when it was not measured.
-        sparse: whether the int8 layer is the block-sparse one.
+        block: of the int8 layer, if it is block-sparse; None for the dense one.
         layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
         input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
         observer, mean, absmax: watch the (divided) input during calibration.
@@ -44,10 +44,10 @@ class Job:
 
     candidate: Candidate
     adapted: Adapted
-    inputs: tuple[tuple[InputKind, int], ...] = ()
+    inputs: Inputs = ()
     fusion: Fusion = field(default_factory=Fusion)
     verdict: Verdict | None = None
-    sparse: bool = False
+    block: tuple[int, int] | None = None
     layer: nn.Linear | nn.Conv2d | None = None
     input_divisor: Tensor | None = None
     observer: Observer | None = None
@@ -98,7 +98,7 @@ class Job:
 
     def fold(self, modules: Mapping[str, nn.Module]) -> None:
         """Make the float layer that the int8 one is quantized from: a copy, with the BatchNorm folded in."""
-        self.layer = _copy(self.plain)
+        self.layer = plain_copy(self.plain)
         if self.fusion.norm is not None:
             weight, bias = fold_batchnorm(self.plain, modules[self.fusion.norm])
             self.layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -125,12 +125,13 @@ class Job:
             "activation": self.fusion.activation,
             "weight_scale": weight_scale,
         }
+        if self.block is not None:
+            options["block_size"] = self.block
         if isinstance(layer, nn.Conv2d):
-            adapted = self.adapted
-            padding = 0 if adapted.same_padding else adapted.padding
-            return QuantConv2d.from_float(layer, padding=padding, same_padding=adapted.same_padding, **options).eval()
-        form = SparseQuantLinear if self.sparse else QuantLinear
-        return form.from_float(layer, **options).eval()
+            conv_class = QuantConv2d if self.block is None else SparseQuantConv2d
+            return conv_class.from_float(layer, **self.adapted.padding_options, **options).eval()
+        linear_class = QuantLinear if self.block is None else SparseQuantLinear
+        return linear_class.from_float(layer, **options).eval()
 
     def trial(self, config: QuantConfig, modules: Mapping[str, nn.Module]) -> QuantizedLayer:
         """The int8 layer as it would be now, to be measured."""
@@ -142,8 +143,12 @@ class Job:
         """What is measured: the dense modules in a row against the int8 layer that replaces them."""
         first = self.candidate.module
         # A mask is computed anew with every call: the dense layer to beat is one that has its zeros in place.
-        plain_first = _copy(self.plain).eval() if only_masked(first) else first
-        chain = [plain_first, *(modules[name] for name in self.fusion.removed)]
+        plain = self.plain
+        chain: list[Any] = [first, *(modules[name] for name in self.fusion.removed)]
+        if only_masked(first):
+            chain[0] = bare = plain_copy(plain)
+            if isinstance(plain, nn.Conv2d) and type(first).forward is not nn.Conv2d.forward:
+                chain[0] = replace(self.adapted, layer=bare)
 
         def dense(x: Tensor) -> Tensor:
             for module in chain:
@@ -153,17 +158,12 @@ class Job:
         def quantized() -> nn.Module:
             return self.trial(config, modules)
 
-        plain = self.plain
-        geometry: tuple[Any, ...] = ()
-        if isinstance(plain, nn.Conv2d):
-            padding = "same" if self.adapted.same_padding else self.adapted.padding or plain.padding
-            geometry = (plain.stride, padding, plain.dilation, plain.groups)
         key = (
             self.candidate.kind,
             tuple(plain.weight.shape),
             plain.weight.dtype,
             plain.bias is not None,
-            *geometry,
+            *self.adapted.geometry,
             *(type(modules[name]) for name in self.fusion.removed),
             self.fusion.activation,
             *self.notes,  # a block-sparse layer's time depends on its density
@@ -171,34 +171,11 @@ class Job:
         return SpeedCase(self.name, key, self.inputs, dense, quantized, group)
 
 
-def _copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """A plain layer with its own parameters, of the same values."""
-    if isinstance(layer, nn.Conv2d):
-        copied: nn.Linear | nn.Conv2d = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            cast(tuple[int, int], layer.kernel_size),
-            cast(tuple[int, int], layer.stride),
-            cast("tuple[int, int] | str", layer.padding),
-            cast(tuple[int, int], layer.dilation),
-            layer.groups,
-            layer.bias is not None,
-            device="meta",
-        )
-    else:
-        copied = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    with torch.no_grad():
-        copied.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        if layer.bias is not None:
-            copied.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-    return copied
-
-
 def _bias_corrected(layer: nn.Linear | nn.Conv2d, weight_scale: Tensor, input_mean: Tensor) -> nn.Linear | nn.Conv2d:
     """A copy whose bias makes up for the mean error of the rounded weights."""
     rounded = quantize_weight(layer.weight, weight_scale).float()
     rounded = rounded * weight_scale.reshape(-1, *[1] * (rounded.dim() - 1))
     shift = expected_output_shift(layer, rounded, input_mean)
-    corrected = _copy(layer)
+    corrected = plain_copy(layer)
     corrected.bias = nn.Parameter(corrected_bias(layer.bias, shift, torch.zeros_like(shift)), requires_grad=False)
     return corrected

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.config import QuantConfig
+from fastcompress.models.adapters import Adapted, adapt, has_own_forward
 from fastcompress.models.calibrate import ForwardFn, evaluating, run_batch, run_batches
+from fastcompress.models.flow import Flow, FlowTracer
+from fastcompress.models.parents import layer_problem, never_ran, parent_problems, tied_problems
+from fastcompress.models.replace import replace_modules, restore_modules
+from fastcompress.models.speed import Timer, Verdict, decide
 from fastcompress.models.targets import Candidate, module_names, unwanted
-from fastcompress.nn import QuantizedLayer
-from fastcompress.quantization.adapters import Adapted, adapt, has_own_forward
+from fastcompress.nn import PackedLayer, QuantizedLayer
 from fastcompress.quantization.balance import apply_equalization, apply_smoothing
 from fastcompress.quantization.candidates import find_candidates, unsupported_layers, unsupported_reason
-from fastcompress.quantization.commit import replace_modules, restore_modules
-from fastcompress.quantization.flow import Flow, FlowTracer
 from fastcompress.quantization.fuse import find_fusions
 from fastcompress.quantization.job import Job
-from fastcompress.quantization.parents import layer_problem, never_ran, parent_problems, tied_problems
 from fastcompress.quantization.sparse_form import choose_forms
-from fastcompress.quantization.speed import Timer, Verdict, decide
 from fastcompress.record import LayerDecision
 
 __all__ = ["Source", "quantize_model"]
@@ -115,7 +115,7 @@ def _select(plan: _Plan) -> list[Candidate]:
     left_out = unwanted(model, everything, config)
     parents = parent_problems(model, _runs(plan.source))
     for layer in unsupported_layers(model):
-        if not isinstance(layer.module, QuantizedLayer):
+        if not isinstance(layer.module, PackedLayer):
             plan.leave(layer, "skipped", unsupported_reason(layer.module))
     remaining: list[Candidate] = []
     for candidate in everything:

@@ -303,5 +303,5 @@ def test_repack_for_another_isa(native: Any) -> None:
 def test_forward_mode_and_functorch_are_refused_not_zero() -> None:
     layer = QuantLinear.from_float(nn.Linear(8, 4), input_mode="dynamic")
     x = torch.randn(2, 8)
-    with pytest.raises(RuntimeError, match="do not pass through int8 layers"):
+    with pytest.raises(RuntimeError, match="do not pass through compressed layers"):
         torch.func.jvp(layer, (x,), (torch.ones_like(x),))

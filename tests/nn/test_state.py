@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcompress.nn import QuantConv2d, QuantLinear
-from fastcompress.nn.base import QuantizedLayer
+from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear
 from fastcompress.ops import packing, reference_layout
 from tests.ops.cases import rng
 
@@ -191,7 +190,7 @@ def test_cast_changes_the_logical_dtype_only(make: Any, cast: Any) -> None:
 def test_move_to_an_unsupported_device_changes_nothing() -> None:
     layer = linear()
     before = layer.packed
-    with pytest.raises(ValueError, match=r"QuantLinear\.to: quantized layers run on cpu and cuda, got device meta"):
+    with pytest.raises(ValueError, match=r"QuantLinear\.to: compressed layers run on cpu and cuda, got device meta"):
         layer.to("meta")
     assert layer.packed is before
 

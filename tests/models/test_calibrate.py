@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcompress.models import calibrate
 from fastcompress.models.calibrate import as_batches, evaluating, replayable, run_batch, run_batches, track
-from fastcompress.quantization.flow import Flow, FlowTracer, InputKind
+from fastcompress.models.flow import Flow, FlowTracer, InputKind
 
 
 class Doubler(nn.Module):

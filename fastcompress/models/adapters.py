@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcompress.nn.quant_conv2d import same_padding4
+from fastcompress.nn.geometry import same_padding4
 
 __all__ = ["Adapted", "Adapter", "adapt", "has_own_forward", "is_adaptable", "register_adapter"]
 
@@ -36,6 +36,21 @@ class Adapted:
     padding: Padding4 | None = None
     note: str = ""
     same_padding: bool = False
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """What else than the weight a convolution's time depends on; empty for a linear."""
+        if not isinstance(self.layer, nn.Conv2d):
+            return ()
+        padding = "same" if self.same_padding else self.padding or self.layer.padding
+        return (self.layer.stride, padding, self.layer.dilation, self.layer.groups)
+
+    @property
+    def padding_options(self) -> dict[str, Any]:
+        """The arguments ``padding`` and ``same_padding`` of a convolution's ``from_float``; empty for a linear."""
+        if not isinstance(self.layer, nn.Conv2d):
+            return {}
+        return {"padding": 0 if self.same_padding else self.padding, "same_padding": self.same_padding}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The float output, as the module would give it."""
@@ -66,7 +81,8 @@ def register_adapter(cls: type[nn.Module], adapter: Adapter) -> None:
             Returns an `Adapted`, or None when no plain layer does the same for these shapes; may raise ``ValueError``
             with the reason.
 
-    `quantize` compares the outputs on calibration data and skips the module, with a report, where they differ.
+    `quantize` and `convert` compare the outputs on the data they run and skip the module, with a report, where the
+    outputs differ.
 
     Raises:
         TypeError: ``cls`` is no module class or ``adapter`` cannot be called.
@@ -78,7 +94,7 @@ def register_adapter(cls: type[nn.Module], adapter: Adapter) -> None:
         >>> def adapter(module, input_shapes):
         ...     plain = nn.Linear(module.in_features, module.out_features)
         ...     plain.weight, plain.bias = nn.Parameter(module.weight * 2), nn.Parameter(module.bias * 2)
-        ...     return fastcompress.quantization.adapters.Adapted(plain)
+        ...     return fc.Adapted(plain)
         >>> fc.register_adapter(ScaledLinear, adapter)
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
@@ -185,7 +201,8 @@ def _plain_conv(module: nn.Conv2d) -> nn.Conv2d:
         module.bias is not None,
         device="meta",
     )
-    plain.weight = module.weight
+    weight = module.weight  # a masked one is computed anew with every reading and is no parameter
+    plain.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach(), requires_grad=False)
     plain.bias = module.bias
     return plain.train(module.training)
 

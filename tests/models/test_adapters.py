@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastcompress as fc
-from fastcompress.quantization import adapters
-from fastcompress.quantization.adapters import Adapted
+from fastcompress.models import adapters
+from fastcompress.models.adapters import Adapted
 
 
 class Conv2dSame(nn.Conv2d):

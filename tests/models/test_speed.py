@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import fastcompress as fc
+from fastcompress.models.flow import InputKind
+from fastcompress.models.speed import SpeedCase, choose_inputs, decide
 from fastcompress.nn import QuantLinear
-from fastcompress.quantization.flow import InputKind
-from fastcompress.quantization.speed import SpeedCase, choose_inputs, decide
 
 
 class Stopwatch:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fastcompress.models.flow import Flow
 from fastcompress.models.targets import tied_groups
 from fastcompress.nn.mask import only_masked
 from fastcompress.ops.constants import MAX_K
-from fastcompress.quantization.flow import Flow
 
 __all__ = ["carries_hooks", "layer_problem", "never_ran", "parent_problems", "tied_problems"]
 

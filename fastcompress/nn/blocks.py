@@ -1,0 +1,142 @@
+"""Which blocks a pruned weight is cut into, and what that is likely to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops.block_csr import BlockCSR, matrix_of
+from ..ops.packing import KERNEL_BLOCKS
+
+__all__ = ["Form", "block_density", "block_name", "cut", "forms", "misfit", "promising"]
+
+#: Time of one stored weight over the time of one weight in the dense layer of the same precision: guesses for choosing
+#: what to measure, and for deciding where nothing is measured. Their inverse is the density at which both take as long.
+_COST: dict[tuple[torch.dtype, tuple[int, int]], float] = {
+    (torch.int8, (16, 4)): 1.6,
+    (torch.int8, (4, 4)): 2.5,
+    (torch.int8, (1, 4)): 4.0,
+    (torch.float32, (16, 1)): 1.2,
+    (torch.float32, (4, 1)): 1.6,
+    (torch.float32, (1, 1)): 2.2,
+    (torch.bfloat16, (16, 2)): 1.6,
+}
+
+#: Forms are measured up to this guessed cost, and at most so many of them.
+_WORTH_MEASURING = 1.4
+_MOST_MEASURED = 2
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of storing a weight.
+
+    Attributes:
+        block: ``(outputs, inputs)``, one of ``packing.KERNEL_BLOCKS``.
+        density: stored blocks over all blocks, from 0 to 1.
+        cost: guessed time over that of the dense layer; below 1 it is worth a try.
+    """
+
+    block: tuple[int, int]
+    density: float
+    cost: float
+
+    def __str__(self) -> str:
+        return f"{self.density:.0%} of its {block_name(self.block)} blocks are not zero"
+
+
+def block_name(block: Sequence[int]) -> str:
+    """``(16, 4)`` as messages write it: ``16x4``."""
+    return f"{block[0]}x{block[1]}"
+
+
+def misfit(shape: Sequence[int], groups: int, dtype: torch.dtype, block: tuple[int, int] | None = None) -> str | None:
+    """Why a weight cannot be cut into `block`, by default into any block of its dtype's kernels; None when it can.
+
+    Args:
+        shape: ``[out, in]`` or ``[out, in/groups, kh, kw]``.
+        dtype: of the values: int8, float32 or bfloat16.
+    """
+    known = KERNEL_BLOCKS.get(dtype)
+    if known is None:
+        return (
+            f"its weight is {dtype}; block-sparse kernels take float32 and bfloat16 values, cast the layer with "
+            ".float() or .bfloat16()"
+        )
+    if groups != 1:
+        return f"it has {groups} groups; block-sparse convolutions have one"
+    if block is not None and tuple(block) not in known:
+        return f"there is no kernel for {block_name(block)} blocks of {dtype}, only {', '.join(map(block_name, known))}"
+    wanted = known if block is None else (block,)
+    if any(_divides(shape, size) for size in wanted):
+        return None
+    size = f"{shape[0]}x{shape[1]}" + "".join(f"x{extent}" for extent in shape[2:])
+    fitting = [block_name(other) for other in known if _divides(shape, other)]
+    finer = f" (but of {' or '.join(fitting)})" if fitting else ""
+    return f"its {size} weight cannot be cut into blocks of {' or '.join(map(block_name, wanted))}{finer}"
+
+
+def _divides(shape: Sequence[int], block: tuple[int, int]) -> bool:
+    return shape[0] % block[0] == 0 and shape[1] % block[1] == 0
+
+
+def block_density(weight: Tensor, block: tuple[int, int]) -> float:
+    """Fraction of the blocks of ``weight`` ``[out, in]`` or ``[out, in, kh, kw]`` that are not all zero.
+
+    Example:
+        >>> block_density(torch.eye(4), (2, 2))
+        0.5
+    """
+    matrix = matrix_of(weight.detach())
+    rows, columns = matrix.shape[0] // block[0], matrix.shape[1] // block[1]
+    kept = (matrix != 0).reshape(rows, block[0], columns, block[1]).any(dim=3).any(dim=1)
+    return int(kept.sum()) / kept.numel()
+
+
+def forms(weight: Tensor, dtype: torch.dtype, groups: int = 1) -> list[Form]:
+    """The ways of cutting `weight` that are not beaten by a coarser one, the most promising first; may be empty.
+
+    A finer block comes in only where it stores less: a mask made of 16x1 blocks has the one form 16x1.
+
+    Args:
+        weight: ``[out, in]`` or ``[out, in, kh, kw]``, of any dtype.
+        dtype: of the values that will be stored.
+
+    Example:
+        >>> [form.block for form in forms(torch.ones(16, 8), torch.float32)]
+        [(16, 1)]
+    """
+    found: list[Form] = []
+    for block in KERNEL_BLOCKS.get(dtype, ()):
+        if misfit(weight.shape, groups, dtype, block) is not None:
+            continue
+        density = block_density(weight, block)
+        if all(density < coarser.density for coarser in found):
+            found.append(Form(block, density, density * _COST[dtype, block]))
+    return sorted(found, key=lambda form: form.cost)
+
+
+def promising(weight: Tensor, dtype: torch.dtype, groups: int = 1, *, measuring: bool) -> list[Form]:
+    """The `forms` worth building, the best first: those guessed faster than dense, or, to be measured, almost so.
+
+    Args:
+        measuring: whether a measurement follows; then at most two are returned.
+    """
+    found = forms(weight, dtype, groups)
+    if measuring:
+        return [form for form in found if form.cost < _WORTH_MEASURING][:_MOST_MEASURED]
+    return [form for form in found if form.cost < 1.0]
+
+
+def cut(layer: str, weight: Tensor, block: tuple[int, int]) -> BlockCSR:
+    """The non-zero blocks of a weight; `layer` is for messages.
+
+    Raises:
+        ValueError: NaN or infinity in a kept block.
+    """
+    if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"{layer}: `weight` holds NaN or infinity; repair the model before compressing it")
+    return BlockCSR.from_dense(matrix_of(weight.detach()), block)
