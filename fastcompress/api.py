@@ -11,10 +11,10 @@ from torch import nn
 from fastcompress.config import QuantConfig, Target
 from fastcompress.models.calibrate import ForwardFn, as_batches, replayable
 from fastcompress.models.copying import copied
+from fastcompress.models.speed import Timer
 from fastcompress.nn.mask import only_masked
 from fastcompress.pruning import masked, remove_mask
 from fastcompress.quantization.ptq import Source, quantize_model
-from fastcompress.quantization.speed import Timer
 from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord, LayerDecision, record_of
 from fastcompress.report.environment import cpu_model, isa_name, library_version
 from fastcompress.report.measure import compare

@@ -21,7 +21,7 @@ from fastcompress.report.profile import layer_seconds
 
 __all__ = ["Explanation", "LayerRow", "explain"]
 
-#: The sentence of `fastcompress.quantization.speed` that the columns "dense ms" to "speed-up" repeat.
+#: The sentence of `fastcompress.models.speed` that the columns "dense ms" to "speed-up" repeat.
 _MEASUREMENT = re.compile(r"int8 measured \S+× as fast as dense here")
 
 
