@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,9 +17,9 @@ class LayerCodec(ABC):
     """One class of the allow-list; an instance, made by `parse`, is the checked configuration of one module."""
 
     #: The class this codec saves and rebuilds; exact type, subclasses are other classes.
-    module_class: type[nn.Module]
+    module_class: ClassVar[type[nn.Module]]
     #: True when `build` takes all of the module's tensors; False when they are assigned afterwards like any other's.
-    owns_tensors: bool
+    owns_tensors: ClassVar[bool]
 
     @classmethod
     @abstractmethod

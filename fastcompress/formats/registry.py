@@ -12,13 +12,28 @@ from fastcompress.formats.fields import Fields
 from fastcompress.formats.manifest import ModuleEntry
 from fastcompress.formats.plain import Conv2dCodec, IdentityCodec, LinearCodec
 from fastcompress.formats.quantized import QuantConv2dCodec, QuantLinearCodec
-from fastcompress.formats.sparse import SparseQuantLinearCodec
+from fastcompress.formats.sparse import (
+    SparseConv2dCodec,
+    SparseLinearCodec,
+    SparseQuantConv2dCodec,
+    SparseQuantLinearCodec,
+)
 
 __all__ = ["CODECS", "codec_of", "describe", "owns_tensors", "parse"]
 
 CODECS: dict[str, type[LayerCodec]] = {
     codec.module_class.__name__: codec
-    for codec in (IdentityCodec, LinearCodec, Conv2dCodec, QuantLinearCodec, QuantConv2dCodec, SparseQuantLinearCodec)
+    for codec in (
+        IdentityCodec,
+        LinearCodec,
+        Conv2dCodec,
+        QuantLinearCodec,
+        QuantConv2dCodec,
+        SparseQuantLinearCodec,
+        SparseQuantConv2dCodec,
+        SparseLinearCodec,
+        SparseConv2dCodec,
+    )
 }
 
 
@@ -29,7 +44,7 @@ def codec_of(module: nn.Module) -> type[LayerCodec] | None:
 
 
 def owns_tensors(module: nn.Module) -> bool:
-    """Whether ``module`` is rebuilt from its tensors as a whole (a quantized layer)."""
+    """Whether ``module`` is rebuilt from its tensors as a whole (a packed layer)."""
     codec = codec_of(module)
     return codec is not None and codec.owns_tensors
 
