@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from fastcompress.config import QuantConfig, Target
+from fastcompress.conversion import ConvertConfig, convert_model
 from fastcompress.models.calibrate import ForwardFn, as_batches, replayable
 from fastcompress.models.copying import copied
 from fastcompress.models.speed import Timer
-from fastcompress.nn.mask import only_masked
-from fastcompress.pruning import masked, remove_mask
 from fastcompress.quantization.ptq import Source, quantize_model
 from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord, LayerDecision, record_of
 from fastcompress.report.environment import cpu_model, isa_name, library_version
 from fastcompress.report.measure import compare
 
 __all__ = ["convert", "quantize"]
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def quantize(
@@ -78,41 +75,72 @@ def quantize(
     earlier = record_of(model)
     work = model if inplace else copied(model, "quantize")
     result, decisions = quantize_model(work, config, source, timer or compare)
-    if inplace and result is not model:
-        raise ValueError(
-            f"quantize: inplace=True cannot turn a {type(model).__name__} into another object; it has no parent to be "
-            "replaced in, use inplace=False and its return value"
-        )
-    setattr(result, RECORD_ATTRIBUTE, _record(config, decisions, earlier))
+    _refuse_new_root("quantize", inplace, model, result)
+    setattr(result, RECORD_ATTRIBUTE, _record(config.scheme, config.to_json(), decisions, earlier))
     return result
 
 
-def convert(model: M, *, inplace: bool = False) -> M:
-    """Finish what a model carries from training-time compression; finished layers are left alone.
+def convert(
+    model: nn.Module,
+    *,
+    targets: Iterable[Target] | Target | None = None,
+    ignore: Iterable[Target] | Target | None = None,
+    only_if_faster: bool = True,
+    example_inputs: Any = None,
+    forward_fn: ForwardFn | None = None,
+    inplace: bool = False,
+    progress: bool | None = None,
+    timer: Timer | None = None,
+) -> nn.Module:
+    """Finish what a model carries from `prune`: masks become block-sparse layers where those are faster.
 
-    The masks of `prune` are written into the weights and taken off: dense layers with zeros in place. (Zeros run faster
-    in int8: `quantize` makes block-sparse layers of masked linears, before or after `convert`.) Quantized layers are
-    finished, so a model from `quantize` or `load` comes back as it is.
+    A masked linear or convolution (float32 or bfloat16, without groups) becomes a `SparseLinear` or `SparseConv2d`, cut
+    into the coarsest blocks that its zeros fit: 16x1, 4x1 or 1x1 (16x2 in bfloat16), whatever the mask's pattern. Every
+    other masked layer stays dense, and its zeros are written into the weight. Finished layers and models without masks
+    are left alone. (Zeros run fastest in int8: `quantize` takes masked models as they are.)
+
+    Args:
+        model: any model; it is run, if there are ``example_inputs``, and not traced.
+        targets: convert only these: module names, ``"re:…"`` patterns that match a whole name, or classes. A container
+            stands for all layers inside. Others keep their masks.
+        ignore: leave these and their masks as they are; the same notation, stronger than ``targets``.
+        only_if_faster: measure each distinct layer and keep the dense one where block-sparse is not faster on this
+            machine (default True). False: block-sparse wherever that is possible.
+        example_inputs: one batch like those of real use (a tensor is ``model(x)``, a dict ``model(**x)``, a tuple or
+            list its first element): layers are measured at its shapes. Without it a linear is measured at 1 and 128
+            tokens, and a convolution is decided by the density of its blocks: sparse up to 80% of 16x1, 60% of 4x1, 30%
+            of 1x1 or 50% of 16x2 (`fastcompress.nn.blocks.BREAK_EVEN`).
+        forward_fn: ``forward_fn(model, batch)`` runs the model in place of the batch protocol.
+        inplace: change ``model`` itself and return it, instead of a copy.
+        progress: show progress bars; by default when it takes long and stderr is a terminal.
+        timer: replaces the stopwatch: ``timer({"dense": f, "sparse": g})`` gives the seconds of one call of each.
+
+    Returns:
+        The model, in the training mode it had. Every masked layer's fate and its reason are in its record, see
+        `fastcompress.explain`; layers that could not become block-sparse are also logged, in one warning.
 
     Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: a masked layer has other parametrizations as well. ``model`` is unchanged.
+        TypeError, ValueError: a wrong argument, a target that matches nothing, or a layer whose mask cannot be taken
+            off alone. ``model`` is unchanged after any exception.
 
     Example:
-        >>> ready = fc.convert(model)
+        >>> p = fc.prune(model, 0.9, "16x1", calibration_data=loader)
+        >>> s = fc.convert(p, example_inputs=batch)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = masked(model)
-    for name, layer in layers.items():
-        if not only_masked(layer):
-            raise ValueError(
-                f"convert: layer {name!r} ({type(layer).__name__}) has parametrizations besides its mask; remove them "
-                "first with torch.nn.utils.parametrize.remove_parametrizations"
-            )
-    result = model if inplace else copied(model, "convert")
-    for layer in masked(result).values():
-        remove_mask(layer)
+    if forward_fn is not None and not callable(forward_fn):
+        raise TypeError(f"convert: forward_fn must be callable as forward_fn(model, batch), got {forward_fn!r:.80}")
+    config = ConvertConfig(targets, () if ignore is None else ignore, only_if_faster)  # type: ignore[arg-type]
+    earlier = record_of(model)
+    work = model if inplace else copied(model, "convert")
+    result, decisions = convert_model(work, config, timer or compare, example_inputs, forward_fn, progress)
+    _refuse_new_root("convert", inplace, model, result)
+    if decisions:
+        before = [] if earlier is None else [part for part in earlier.scheme.split(" + ") if part != "sparse"]
+        scheme = " + ".join([*before, "sparse"])
+        made = config.to_json() if earlier is None else {**earlier.config, "convert": config.to_json()}
+        setattr(result, RECORD_ATTRIBUTE, _record(scheme, made, decisions, earlier))
     return result
 
 
@@ -128,6 +156,14 @@ def _configure(
     if isinstance(scheme, QuantConfig):
         return replace(scheme, **changes)
     return QuantConfig(scheme, **changes)
+
+
+def _refuse_new_root(function: str, inplace: bool, model: nn.Module, result: nn.Module) -> None:
+    if inplace and result is not model:
+        raise ValueError(
+            f"{function}: inplace=True cannot turn a {type(model).__name__} into another object; it has no parent to "
+            "be replaced in, use inplace=False and its return value"
+        )
 
 
 def _source(
@@ -151,10 +187,10 @@ def _source(
 
 
 def _record(
-    config: QuantConfig, decisions: list[LayerDecision], earlier: CompressionRecord | None
+    scheme: str, config: Mapping[str, Any], decisions: list[LayerDecision], earlier: CompressionRecord | None
 ) -> CompressionRecord:
     """The model's record; decisions of earlier calls about other layers stay in it."""
     decided = {decision.name for decision in decisions}
     kept = [] if earlier is None else [decision for decision in earlier.layers if decision.name not in decided]
     environment = {"cpu": cpu_model(), "isa": isa_name()}
-    return CompressionRecord(config.scheme, config.to_json(), (*kept, *decisions), library_version(), environment)
+    return CompressionRecord(scheme, config, (*kept, *decisions), library_version(), environment)

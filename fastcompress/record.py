@@ -14,9 +14,10 @@ __all__ = ["ACTIONS", "RECORD_ATTRIBUTE", "CompressionRecord", "LayerDecision", 
 #: The attribute of the model that holds its `CompressionRecord`.
 RECORD_ATTRIBUTE = "_fastcompress_record"
 
-#: quantized: runs on an int8 kernel. kept: could be int8, dense is faster here or the scheme leaves it dense.
-#: skipped: cannot be int8, the reason says why. fused: folded into another layer, ``nn.Identity`` now.
-ACTIONS: tuple[str, ...] = ("quantized", "kept", "skipped", "fused")
+#: quantized: runs on an int8 kernel. sparse: runs on a block-sparse float kernel. kept: could be compressed, dense is
+#: faster here or was asked for. skipped: cannot be compressed, the reason says why. fused: folded into another layer,
+#: ``nn.Identity`` now.
+ACTIONS: tuple[str, ...] = ("quantized", "sparse", "kept", "skipped", "fused")
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class LayerDecision:
         action: one of `ACTIONS`.
         reason: one sentence for humans.
         shapes: input shapes that the decision rests on.
-        dense_seconds, quantized_seconds: measured time of one call, summed over ``shapes``; None when not measured.
+        dense_seconds, quantized_seconds: measured time of one call of the dense and of the compressed (int8 or sparse)
+            layer, averaged over ``shapes``; None when not measured.
         activation: activation fused into the layer's epilogue, or ``"none"``.
-        kernel: name of the kernel that runs it, empty when unknown or not quantized.
+        kernel: name of the kernel that runs it, empty when unknown or dense.
     """
 
     name: str
@@ -46,7 +48,7 @@ class LayerDecision:
 
     @property
     def speedup(self) -> float | None:
-        """Dense time over int8 time, or None when not measured."""
+        """Dense time over the compressed layer's, or None when not measured."""
         if not self.dense_seconds or not self.quantized_seconds:
             return None
         return self.dense_seconds / self.quantized_seconds

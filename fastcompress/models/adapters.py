@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastcompress.nn.geometry import same_padding4
 
-__all__ = ["Adapted", "Adapter", "adapt", "has_own_forward", "is_adaptable", "register_adapter"]
+__all__ = ["Adapted", "Adapter", "adapt", "has_own_forward", "is_adaptable", "needs_adapter", "register_adapter"]
 
 Padding4: TypeAlias = tuple[int, int, int, int]
 Shape: TypeAlias = tuple[int, ...]
@@ -112,6 +112,11 @@ def has_own_forward(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward
     return cls.forward is not nn.Linear.forward
+
+
+def needs_adapter(module: nn.Module) -> bool:
+    """Whether a module is no plain linear or convolution, so that it takes an adapter to know what it computes."""
+    return not isinstance(module, (nn.Linear, nn.Conv2d)) or has_own_forward(module)
 
 
 def _find(module: nn.Module) -> Adapter | None:

@@ -11,18 +11,18 @@ from torch import Tensor
 from ..ops.block_csr import BlockCSR, matrix_of
 from ..ops.packing import KERNEL_BLOCKS
 
-__all__ = ["Form", "block_density", "block_name", "cut", "forms", "misfit", "promising"]
+__all__ = ["BREAK_EVEN", "Form", "block_density", "block_name", "cut", "forms", "misfit", "promising"]
 
-#: Time of one stored weight over the time of one weight in the dense layer of the same precision: guesses for choosing
-#: what to measure, and for deciding where nothing is measured. Their inverse is the density at which both take as long.
-_COST: dict[tuple[torch.dtype, tuple[int, int]], float] = {
-    (torch.int8, (16, 4)): 1.6,
-    (torch.int8, (4, 4)): 2.5,
-    (torch.int8, (1, 4)): 4.0,
-    (torch.float32, (16, 1)): 1.2,
-    (torch.float32, (4, 1)): 1.6,
-    (torch.float32, (1, 1)): 2.2,
-    (torch.bfloat16, (16, 2)): 1.6,
+#: Density of stored blocks at which a layer is guessed to take as long as the dense one of the same precision. Guesses
+#: for choosing what to measure and for deciding where nothing is measured; a measurement always outweighs them.
+BREAK_EVEN: dict[tuple[torch.dtype, tuple[int, int]], float] = {
+    (torch.int8, (16, 4)): 0.6,
+    (torch.int8, (4, 4)): 0.5,
+    (torch.int8, (1, 4)): 0.25,
+    (torch.float32, (16, 1)): 0.8,
+    (torch.float32, (4, 1)): 0.6,
+    (torch.float32, (1, 1)): 0.3,
+    (torch.bfloat16, (16, 2)): 0.5,
 }
 
 #: Forms are measured up to this guessed cost, and at most so many of them.
@@ -37,12 +37,17 @@ class Form:
     Attributes:
         block: ``(outputs, inputs)``, one of ``packing.KERNEL_BLOCKS``.
         density: stored blocks over all blocks, from 0 to 1.
-        cost: guessed time over that of the dense layer; below 1 it is worth a try.
+        limit: the density at which it is guessed to be as fast as the dense layer.
     """
 
     block: tuple[int, int]
     density: float
-    cost: float
+    limit: float
+
+    @property
+    def cost(self) -> float:
+        """Guessed time over that of the dense layer."""
+        return self.density / self.limit
 
     def __str__(self) -> str:
         return f"{self.density:.0%} of its {block_name(self.block)} blocks are not zero"
@@ -115,20 +120,24 @@ def forms(weight: Tensor, dtype: torch.dtype, groups: int = 1) -> list[Form]:
             continue
         density = block_density(weight, block)
         if all(density < coarser.density for coarser in found):
-            found.append(Form(block, density, density * _COST[dtype, block]))
+            found.append(Form(block, density, BREAK_EVEN[dtype, block]))
     return sorted(found, key=lambda form: form.cost)
 
 
 def promising(weight: Tensor, dtype: torch.dtype, groups: int = 1, *, measuring: bool) -> list[Form]:
-    """The `forms` worth building, the best first: those guessed faster than dense, or, to be measured, almost so.
+    """The `forms` worth building, the best first, which leave out at least one block.
+
+    Without a measurement these are the forms guessed faster than dense; of a linear only that with the coarsest blocks,
+    because fine ones lose where tokens are few. To be measured, forms may be guessed a little slower.
 
     Args:
         measuring: whether a measurement follows; then at most two are returned.
     """
-    found = forms(weight, dtype, groups)
+    found = [form for form in forms(weight, dtype, groups) if form.density < 1.0]
     if measuring:
         return [form for form in found if form.cost < _WORTH_MEASURING][:_MOST_MEASURED]
-    return [form for form in found if form.cost < 1.0]
+    found = [form for form in found if form.cost < 1.0]
+    return found if weight.dim() == 4 else [form for form in found if form.block == KERNEL_BLOCKS[dtype][0]]
 
 
 def cut(layer: str, weight: Tensor, block: tuple[int, int]) -> BlockCSR:

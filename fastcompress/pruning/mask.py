@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from fastcompress.nn.mask import Mask
+from fastcompress.nn.mask import (
+    Mask,
+    foreign_parametrizations,
+    lift_mask,
+    mask_module,
+    masked,
+    original_weight,
+    remove_mask,
+)
 
 __all__ = [
     "Mask",
@@ -26,49 +34,16 @@ __all__ = [
 ]
 
 
-def mask_module(module: nn.Module) -> Mask | None:
-    """The `Mask` on ``module``'s weight, or None."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    chain = cast(nn.ModuleDict, module.parametrizations)["weight"]
-    return next((step for step in cast(nn.ModuleList, chain) if isinstance(step, Mask)), None)
-
-
 def mask_of(module: nn.Module) -> Tensor | None:
     """The mask on ``module``'s weight (bool, its shape; True is kept), or None when it has none."""
     found = mask_module(module)
     return None if found is None else found.mask
 
 
-def foreign_parametrizations(module: nn.Module) -> list[str]:
-    """Class names of the parametrizations on ``module`` that are not a `Mask` on its weight."""
-    if not parametrize.is_parametrized(module):
-        return []
-    chains = cast(nn.ModuleDict, module.parametrizations)
-    return [
-        type(step).__name__
-        for tensor, chain in chains.items()
-        for step in cast(nn.ModuleList, chain)
-        if not (tensor == "weight" and isinstance(step, Mask))
-    ]
-
-
 def permutation_of(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     """``(input_order, output_order)`` under which the mask has its pattern; None where it is the natural order."""
     found = mask_module(module)
     return (None, None) if found is None else (found.input_order, found.output_order)
-
-
-def original_weight(module: nn.Module) -> Tensor:
-    """The weight parameter itself, underneath a mask if there is one."""
-    if mask_module(module) is None:
-        return cast(Tensor, module.weight)
-    return cast(Tensor, cast(Any, module).parametrizations.weight.original)
-
-
-def masked(model: nn.Module) -> dict[str, nn.Module]:
-    """Name → module, of every module in ``model`` that carries a mask."""
-    return {name: module for name, module in model.named_modules() if mask_module(module) is not None}
 
 
 def apply_mask(
@@ -142,46 +117,6 @@ def _checked_order(argument: str, order: object, channels: int, label: str) -> T
     if not torch.equal(order.sort().values, torch.arange(channels, device=order.device)):
         raise ValueError(f"apply_mask: {argument} of {label} must be {wanted}; it repeats some and lacks others")
     return order
-
-
-def remove_mask(module: nn.Module) -> None:
-    """Write the zeros into ``module``'s weight and take the mask off, in place; nothing happens without a mask.
-
-    The weight stays the same parameter object, so an optimizer keeps it.
-
-    Raises:
-        ValueError: the module has other parametrizations as well.
-    """
-    _take_off(module, bake=True)
-
-
-def lift_mask(module: nn.Module) -> None:
-    """Take the mask off ``module`` in place and show the weight underneath, as if it had never been pruned."""
-    _take_off(module, bake=False)
-
-
-def _take_off(module: nn.Module, *, bake: bool) -> None:
-    if mask_module(module) is None:
-        return
-    holder: Any = module
-    others = foreign_parametrizations(module)
-    if others:
-        raise ValueError(
-            f"remove_mask: {parametrize.type_before_parametrizations(module).__name__} also has the parametrization "
-            f"{', '.join(others)}; remove all with torch.nn.utils.parametrize.remove_parametrizations"
-        )
-    # Not torch's remove_parametrizations: it deletes the property from the class, which deep copies share.
-    original = holder.parametrizations.weight.original
-    plain = parametrize.type_before_parametrizations(module)
-    if bake:
-        with torch.no_grad():
-            original.copy_(holder.weight)
-    del holder.parametrizations
-    module.__class__ = plain
-    kind: dict[str, Any] = module._parameters if isinstance(original, nn.Parameter) else module._buffers
-    rest = dict(kind)
-    kind.clear()
-    kind.update({"weight": original, **rest})
 
 
 def sparsity_of(module: nn.Module) -> float:

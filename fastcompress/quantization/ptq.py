@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.config import QuantConfig
-from fastcompress.models.adapters import Adapted, adapt, has_own_forward
+from fastcompress.models.adapters import Adapted, adapt, needs_adapter
 from fastcompress.models.calibrate import ForwardFn, evaluating, run_batch, run_batches
 from fastcompress.models.flow import Flow, FlowTracer
 from fastcompress.models.parents import layer_problem, never_ran, parent_problems, tied_problems
@@ -163,7 +163,7 @@ def _record_run(plan: _Plan, candidates: list[Candidate]) -> None:
     source = plan.source
     if not _runs(source):
         return
-    own_forward = {c.name for c in candidates if _needs_adapter(c.module)}
+    own_forward = {c.name for c in candidates if needs_adapter(c.module)}
     for job in plan.jobs.values():
         job.start_observing(plan.config)
     observing = [True]
@@ -202,10 +202,6 @@ def _record_run(plan: _Plan, candidates: list[Candidate]) -> None:
     plan.flow = tracer.flow
 
 
-def _needs_adapter(module: nn.Module) -> bool:
-    return not isinstance(module, (nn.Linear, nn.Conv2d)) or has_own_forward(module)
-
-
 def _adapt(plan: _Plan, candidates: list[Candidate]) -> None:
     """Drop what never ran or saw nothing; find the plain equivalents of subclasses."""
     for candidate in candidates:
@@ -217,7 +213,7 @@ def _adapt(plan: _Plan, candidates: list[Candidate]) -> None:
                 problem = "its inputs held no finite value in calibration"
             elif observer.data_min == observer.data_max == 0.0:
                 problem = "its inputs were zero throughout calibration, so they have no range"
-        if problem is None and _needs_adapter(candidate.module):
+        if problem is None and needs_adapter(candidate.module):
             adapted = adapt(candidate.module, plan.examples.get(name, []))
             if isinstance(adapted, str):
                 problem = adapted

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastcompress as fc
-from fastcompress.nn import QuantConv2d, QuantLinear, SparseQuantLinear
+from fastcompress.nn import QuantLinear, SparseQuantConv2d, SparseQuantLinear
 from fastcompress.pruning import mask_of, masked
 
 
@@ -87,13 +87,14 @@ def _list(value: object) -> list[object]:
 def test_convert_writes_the_zeros_down_and_takes_the_masks_off() -> None:
     pruned = fc.prune(model(), 0.5, "16x4")
     x = calibration()[0]
-    ready = fc.convert(pruned)
+    slow = {"dense": 1.0, "sparse": 2.0}
+    ready = fc.convert(pruned, timer=lambda calls: slow)
     assert not masked(ready)
     assert type(ready[0]) is nn.Linear
     assert torch.equal(ready(x), pruned(x))
     assert list(ready.state_dict()) == list(model().state_dict())
     assert masked(pruned)
-    assert fc.convert(pruned, inplace=True) is pruned
+    assert fc.convert(pruned, inplace=True, timer=lambda calls: slow) is pruned
     assert not masked(pruned)
 
 
@@ -103,8 +104,9 @@ def test_masked_convolutions_become_int8_with_their_zeros() -> None:
     data = [torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     pruned = fc.prune(net, 0.5, "16x4", "wanda", calibration_data=data)
     q = fc.quantize(pruned, "W8A8", calibration_data=data, only_if_faster=False)
-    layers = [layer for layer in q if isinstance(layer, QuantConv2d)]
+    layers = [layer for layer in q if isinstance(layer, SparseQuantConv2d)]
     assert len(layers) == 2
+    assert all(layer.block_size == (16, 4) and layer.density == 0.5 for layer in layers)
     for layer, index in zip(layers, (0, 2), strict=True):
         weight, mask = layer.dequantize(), mask_of(pruned[index])
         assert not bool(weight[~mask].any())
@@ -115,7 +117,7 @@ def test_masked_convolutions_become_int8_with_their_zeros() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x4"])
-def test_patterns_without_kernels_become_dense_int8_with_their_zeros(pattern: str) -> None:
+def test_patterns_that_are_no_16x4_blocks_become_int8_with_their_zeros(pattern: str) -> None:
     pruned = fc.prune(model(), 0.5, pattern, ignore="4")
     q = fc.quantize(pruned, "W8A8-dynamic", only_if_faster=False)
     for index in (0, 2):
