@@ -2,8 +2,9 @@
 
 from fastcompress.report.benchmark import BenchmarkResult, BenchmarkRow, benchmark
 from fastcompress.report.environment import cpu_model, environment, git_commit, isa_name, library_version
-from fastcompress.report.explain import Explanation, LayerRow, explain
+from fastcompress.report.explain import Explanation, explain
 from fastcompress.report.measure import compare, median_seconds, rotate
+from fastcompress.report.rows import LayerRow
 from fastcompress.report.size import size_bytes
 from fastcompress.report.verify import verify
 

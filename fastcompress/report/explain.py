@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,53 +13,18 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear
-from fastcompress.ops import packing
-from fastcompress.record import CompressionRecord, LayerDecision, record_of
-from fastcompress.report import render
+from fastcompress.models.flow import InputKind
+from fastcompress.nn import BlockSparse
+from fastcompress.record import record_of
+from fastcompress.report import break_even, render
 from fastcompress.report.environment import isa_name
 from fastcompress.report.profile import layer_seconds
+from fastcompress.report.rows import LayerRow, layer_rows
 
 __all__ = ["Explanation", "LayerRow", "explain"]
 
 #: The sentence of `fastcompress.models.speed` that the columns "dense ms" to "speed-up" repeat.
-_MEASUREMENT = re.compile(r"int8 measured \S+× as fast as dense here")
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer.
-
-    Attributes:
-        name: its name in the model.
-        kind: the class it had before compression (now, if there is no record).
-        action: ``"quantized"``, ``"kept"``, ``"skipped"``, ``"fused"``, or ``"dense"`` in a model without a record.
-        shape: ``"768→3072"`` for a linear, ``"3×3 32→64 /2"`` for a convolution with stride 2.
-        kernel: the kernel that runs it; empty for torch's own.
-        isa: the instruction set its weights are packed for; empty for torch's own.
-        input_mode: how it gets its u8 activations; empty when it is not quantized.
-        activation: the fused activation, or ``"none"``.
-        dense_seconds, quantized_seconds: one call, measured when the model was quantized; None when it was not.
-        speedup: their ratio.
-        reason: why it is what it is.
-        seconds: measured now, all its calls in one forward pass (only with ``example_inputs``).
-        share: ``seconds`` as a part of the whole pass, 0 to 1.
-    """
-
-    name: str
-    kind: str
-    action: str
-    shape: str
-    kernel: str
-    isa: str
-    input_mode: str
-    activation: str
-    dense_seconds: float | None
-    quantized_seconds: float | None
-    speedup: float | None
-    reason: str
-    seconds: float | None = None
-    share: float | None = None
+_MEASUREMENT = re.compile(r"(int8|sparse) measured \S+× as fast as dense here")
 
 
 @dataclass(frozen=True)
@@ -89,16 +55,19 @@ class Explanation:
 
     def __rich__(self) -> Table:
         measured = self.total_seconds is not None
+        compressed = "compressed ms" if any(row.action == "sparse" for row in self.rows) else "int8 ms"
         columns = [("layer", "left"), ("kind", "left"), ("shape", "left"), ("runs on", "left"), ("fused", "left")]
-        columns += [("dense ms", "right"), ("int8 ms", "right"), ("speed-up", "right")]
+        columns += [("blocks", "left"), ("pays from", "right")]
+        columns += [("dense ms", "right"), (compressed, "right"), ("speed-up", "right")]
         columns += [("now ms", "right"), ("share", "right")] if measured else []
         columns += [("why", "left")]
         lines = []
         for row in self.rows:
             if row.action == "fused":
                 continue
-            runs_on = f"{row.kernel} {row.input_mode}" if row.kernel else f"torch ({row.action})"
+            runs_on = f"{row.kernel} {row.input_mode}".rstrip() if row.kernel else f"torch ({row.action})"
             line = [row.name, row.kind, row.shape, runs_on, row.activation.replace("none", "")]
+            line += ["" if row.density is None else f"{row.block} {row.density:.0%}", _pays_from(row.break_even)]
             line += [render.milliseconds(row.dense_seconds), render.milliseconds(row.quantized_seconds)]
             line += [render.times(row.speedup)]
             if measured:
@@ -107,7 +76,15 @@ class Explanation:
         if self.total_seconds is not None:
             rest = self.total_seconds - sum(row.seconds or 0.0 for row in self.rows)
             share = f"{rest / self.total_seconds:.1%}" if self.total_seconds else ""
-            lines.append(["(everything else)", *[""] * 7, render.milliseconds(rest), share, "no layer of the above"])
+            lines.append(
+                [
+                    "(everything else)",
+                    *[""] * (len(columns) - 4),
+                    render.milliseconds(rest),
+                    share,
+                    "no layer of the above",
+                ]
+            )
         counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())
         title = f"{self.scheme or 'no record'}: {counts or 'no layers'}; isa {self.isa}, {self.threads} threads"
         return render.table(title, columns, lines)
@@ -118,79 +95,23 @@ class Explanation:
 
 def _why(row: LayerRow) -> str:
     """The reason, without the measurement where the row's numbers say the same."""
-    if row.action != "quantized" or row.speedup is None or row.speedup <= 1:
+    if row.action not in ("quantized", "sparse") or row.speedup is None or row.speedup <= 1:
         return row.reason
     return "; ".join(part for part in row.reason.split("; ") if not _MEASUREMENT.fullmatch(part))
 
 
-def _shape(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear | QuantLinear):
-        return f"{module.in_features}→{module.out_features}"
-    if isinstance(module, nn.Conv2d | QuantConv2d):
-        kernel = "×".join(str(size) for size in module.kernel_size)
-        text = f"{kernel} {module.in_channels}→{module.out_channels}"
-        if max(module.stride) > 1:
-            text += f" /{max(module.stride)}"
-        if module.groups > 1:
-            text += f" groups {module.groups}"
-        return text
-    return ""
-
-
-def _row(name: str, module: nn.Module, decision: LayerDecision | None) -> LayerRow:
-    kernel = isa = input_mode = ""
-    activation = decision.activation if decision is not None else "none"
-    if isinstance(module, QuantizedLayer):
-        input_mode, activation = module.input_mode, module.activation
-        try:
-            kernel = module.kernel_name()
-            isa = str(packing.info(module.packed)["isa"])
-        except (RuntimeError, KeyError):
-            kernel = "unreadable blob, see fastcompress.verify"
-    action = "quantized" if isinstance(module, QuantizedLayer) else "dense"
-    if decision is None:
-        return LayerRow(
-            name,
-            type(module).__name__,
-            action,
-            _shape(module),
-            kernel,
-            isa,
-            input_mode,
-            activation,
-            None,
-            None,
-            None,
-            "",
-        )
-    return LayerRow(
-        name=name,
-        kind=decision.kind,
-        action=action if action == "quantized" or decision.action == "quantized" else decision.action,
-        shape=_shape(module),
-        kernel=kernel,
-        isa=isa,
-        input_mode=input_mode,
-        activation=activation,
-        dense_seconds=decision.dense_seconds,
-        quantized_seconds=decision.quantized_seconds,
-        speedup=decision.speedup,
-        reason=decision.reason,
-    )
-
-
-def _rows(model: nn.Module, record: CompressionRecord | None) -> list[tuple[LayerRow, nn.Module]]:
-    decisions = {} if record is None else {decision.name: decision for decision in record}
-    found = []
-    for name, module in model.named_modules():
-        decision = decisions.get(name)
-        if decision is not None or isinstance(module, nn.Linear | nn.Conv2d | QuantizedLayer):
-            found.append((_row(name, module, decision), module))
-    return found
+def _pays_from(sparsity: float | None) -> str:
+    """The break-even sparsity as the table shows it."""
+    if sparsity is None:
+        return ""
+    return "always" if sparsity <= 0.0 else "never" if sparsity >= 1.0 else f"{sparsity:.0%} sparse"
 
 
 def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
     """Say for every linear and convolution of ``model`` which kernel runs it and why.
+
+    Of block-sparse layers it also tells blocks and density and, with ``example_inputs``, from which sparsity on such a
+    layer pays on this machine: that is measured, once for each shape, and takes a tenth of a second.
 
     Args:
         model: compressed or not; it is not changed.
@@ -209,7 +130,7 @@ def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
     if isinstance(compiled_from, nn.Module):
         model = compiled_from
     record = record_of(model)
-    found = _rows(model, record)
+    found = layer_rows(model, record)
     total = None
     if example_inputs is not None:
         names = [row.name for row, _ in found]
@@ -218,8 +139,10 @@ def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
             for row, module in found
             if row.action != "fused" and not any(other.startswith(f"{row.name}.") for other in names)
         }
-        seconds, total = layer_seconds(model, leaves, example_inputs)
-        found = [(_timed(row, seconds.get(row.name), total), module) for row, module in found]
+        profile = layer_seconds(model, leaves, example_inputs)
+        total = profile.total
+        found = [(_timed(row, profile.seconds.get(row.name), total), module) for row, module in found]
+        found = [(_with_break_even(row, module, profile.inputs), module) for row, module in found]
     scheme = "" if record is None else record.scheme
     return Explanation(tuple(row for row, _ in found), total, scheme, isa_name(), torch.get_num_threads())
 
@@ -228,3 +151,11 @@ def _timed(row: LayerRow, seconds: float | None, total: float) -> LayerRow:
     if seconds is None:
         return row
     return dataclasses.replace(row, seconds=seconds, share=seconds / total if total > 0 else None)
+
+
+def _with_break_even(row: LayerRow, module: nn.Module, inputs: Mapping[str, Counter[InputKind]]) -> LayerRow:
+    """Measured at the input that came most often."""
+    kinds = [kind for kind, _ in inputs.get(row.name, Counter()).most_common() if 0 not in kind.shape]
+    if not isinstance(module, BlockSparse) or not kinds or row.density is None:
+        return row
+    return dataclasses.replace(row, break_even=break_even.break_even(module, kinds[0]))

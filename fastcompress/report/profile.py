@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastcompress.models.calibrate import evaluating, run_batch
+from fastcompress.models.flow import InputKind
 
-__all__ = ["layer_seconds"]
+__all__ = ["Profile", "layer_seconds"]
 
 
-def layer_seconds(
-    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any, runs: int = 5
-) -> tuple[dict[str, float], float]:
+@dataclass(frozen=True)
+class Profile:
+    """Where forward passes spent their time.
+
+    Attributes:
+        seconds: name → median seconds per pass of a layer, all its calls together; 0.0 without calls.
+        total: median seconds of the whole pass.
+        inputs: name → how often each kind of input came in one pass.
+    """
+
+    seconds: Mapping[str, float]
+    total: float
+    inputs: Mapping[str, Counter[InputKind]]
+
+
+def layer_seconds(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any, runs: int = 5) -> Profile:
     """Time ``layers`` inside whole forward passes, through hooks that are removed afterwards.
 
     Args:
@@ -26,14 +41,15 @@ def layer_seconds(
         example_inputs: one batch, as in `quantize`.
         runs: passes to take the median of, after one that does not count.
 
-    Returns:
-        Median seconds per pass of every layer (all its calls together, 0.0 without calls), and of the whole pass.
     """
+    inputs: dict[str, Counter[InputKind]] = {name: Counter() for name in layers}
     started: dict[str, float] = {}
     spent: dict[str, float] = defaultdict(float)
 
     def before(name: str) -> Any:
-        def hook(*_: Any) -> None:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if not totals and arguments and isinstance(arguments[0], Tensor):  # in the pass that does not count
+                inputs[name][InputKind.of(arguments[0])] += 1
             started[name] = time.perf_counter()
 
         return hook
@@ -65,4 +81,5 @@ def layer_seconds(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: statistics.median(values) for name, values in samples.items()}, statistics.median(totals)
+    seconds = {name: statistics.median(values) for name, values in samples.items()}
+    return Profile(seconds, statistics.median(totals), inputs)
