@@ -38,6 +38,8 @@ def quantize(
 ) -> nn.Module:
     """Quantize a trained model's layers to int8, where that is possible and faster.
 
+    Pruned layers, masked or not, become block-sparse int8 where that is faster than dense int8.
+
     Args:
         model: any model; it is run, not traced.
         scheme: ``"W8A8"`` (static activations; convolutions and linears; needs ``calibration_data``),
@@ -54,7 +56,8 @@ def quantize(
             (default True). Without data a linear is measured at 1 and 128 tokens.
         inplace: change ``model`` itself and return it, instead of a copy.
         progress: show progress bars; by default when it takes long and stderr is a terminal.
-        timer: replaces the stopwatch: ``timer({"dense": f, "int8": g})`` gives the seconds of one call of each.
+        timer: replaces the stopwatch: ``timer({"dense": f, "int8": g})`` gives the seconds of one call of each; for a
+            pruned layer it is also asked to compare ``"int8"`` with ``"sparse int8"``.
 
     Returns:
         The quantized model, in the training mode it had. Every layer's fate and its reason are in its record, see
