@@ -67,7 +67,7 @@ def test_quantize_on_a_pruned_model_yields_sparse_layers() -> None:
     assert [layer.activation for layer in layers] == ["gelu", "none"]
     assert all(0.0 < layer.density < 0.6 for layer in layers)
     assert "block-sparse" in str(fc.explain(model, x))
-    assert "bsr16x4" in layers[0].kernel_name()
+    assert layers[0].block_size == (16, 4)
 
 
 def test_a_measurement_decides_between_the_forms() -> None:
