@@ -21,7 +21,6 @@ namespace {
 
 constexpr int64_t kChunkBytes = 1 << 20;  // planes of a chunk: fit L2
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kWidest = 128;  // tokens: no tile is wider
 
 class BsrConv {
    public:
@@ -74,10 +73,10 @@ class BsrConv {
     };
 
     void reserve() {
-        per_thread_ = round_up(std::max(static_cast<int64_t>(kScratchBytes), builder_.scratch_bytes()), 64);
+        per_thread_ = round_up(std::max(static_cast<int64_t>(kSparseScratchBytes), builder_.scratch_bytes()), 64);
         Workspace& w = Workspace::local();
         // The last tile reads beyond the last pixel.
-        const int64_t planes = layout_.bytes(chunk_) + 4 * kWidest;
+        const int64_t planes = layout_.bytes(chunk_) + 4 * kWidestTile;
         w.reset(Workspace::size(static_cast<size_t>(planes)) +
                 Workspace::size(static_cast<size_t>(per_thread_ * threads_)) + channels_first_.bytes(chunk_));
         planes_ = w.take_array<uint8_t>(planes);
@@ -125,7 +124,7 @@ class BsrConv {
 
     void multiply(const Chunk& chunk, const Epilogue& epilogue, int64_t tile, int64_t part, int32_t* c) const {
         const int64_t begin = tile * chunk.width, end = std::min(chunk.positions, begin + chunk.width);
-        RowRun runs[kWidest];
+        RowRun runs[kWidestTile];
         SparseProduct s = sparse_product(table_, blob_, epilogue);
         s.a = planes_ + 4 * begin;
         s.width = chunk.width;

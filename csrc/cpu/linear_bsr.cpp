@@ -36,13 +36,13 @@ class BsrLinear {
     void run() {
         Workspace& w = Workspace::local();
         const size_t per_thread = in_.rows_bytes(width_) + Workspace::size(static_cast<size_t>(tile_bytes())) +
-                                  Workspace::size(kScratchBytes);
+                                  Workspace::size(kSparseScratchBytes);
         w.reset(per_thread * static_cast<size_t>(threads_));
         std::vector<Own> own(static_cast<size_t>(threads_));
         for (Own& each : own) {
             each.rows = in_.take_rows(w, width_);
             each.tile = w.take_array<uint8_t>(tile_bytes());
-            each.c = w.take_array<int32_t>(kScratchElements);
+            each.c = w.take_array<int32_t>(kSparseScratchElements);
         }
         TaskQueue tasks(tiles_ * runs(), threads_);
         parallel(threads_, [&](Team& team) {

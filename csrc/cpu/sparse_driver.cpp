@@ -7,10 +7,10 @@ namespace fastcompress {
 namespace {
 
 constexpr int64_t kNarrow = 16;  // tokens of the narrowest tile
-// Tiles of blocks of 16 channels are transposed at the end of each panel unless they are narrow: worth it from so many blocks a
-// panel on.
-constexpr int64_t kWideBlocks = 24;
-constexpr int64_t kWideEnough = 64;     // tokens: wider tiles are no faster by much
+// A narrow tile of blocks of 16 channels needs no transposition at the end of each panel; a wide one multiplies faster: worth it
+// from so many s8 blocks a panel on, or half as many floats.
+constexpr int64_t kWideBlocks = 12;
+constexpr int64_t kWideEnough = 32;     // tokens: narrower tiles are slower
 constexpr int64_t kRealMultiplies = 4;  // a float product takes as long as so many s8 ones
 
 }  // namespace
@@ -51,7 +51,8 @@ std::vector<int64_t> cut_panels(const BlobHeader& blob, int64_t runs) {
 }
 
 int64_t tile_width(const SparseKernel& kernel, const BlobHeader& blob, int64_t tokens, int threads) {
-    if (tokens <= kNarrow || (blob.block_h == kPanel && blob.entries < kWideBlocks * blob.panels)) return kNarrow;
+    const int64_t wide_blocks = has_real_weights(blob) ? kWideBlocks / 2 : kWideBlocks;
+    if (tokens <= kNarrow || (blob.block_h == kPanel && blob.entries < wide_blocks * blob.panels)) return kNarrow;
     int64_t tiles = ceil_div(tokens, kernel.widest);
     tiles = std::max(tiles, std::min<int64_t>(threads, tokens / kWideEnough));
     return round_up(ceil_div(tokens, tiles), kNarrow);

@@ -10,6 +10,8 @@
 
 namespace fastcompress {
 
+constexpr size_t kSparseScratchBytes = static_cast<size_t>(kSparseScratchElements) * sizeof(int32_t);
+
 const SparseKernel& sparse_kernel(const KernelTable& table, const BlobHeader& blob);
 
 // Words (4 bytes) of a token's inputs in a column of blocks.

@@ -11,7 +11,7 @@ namespace fastcompress {
 extern const SparseKernel kSparseInteger_avx512[] = {
     {DType::s8, 16, 4, "vpmaddwd 8x32", bsr_few_rows<DotWiden512>, bsr_tile_blocks16<DotWiden512>, 32},
     {DType::s8, 4, 4, "vpmaddwd 4x64", nullptr, bsr_tile_tokens<DotWiden512, 4, 4, 4>, 64},
-    {DType::s8, 1, 4, "vpmaddwd 1x128", nullptr, bsr_tile_tokens<DotWiden512, 1, 1, 8>, 128},
+    {DType::s8, 1, 4, "vpmaddwd 1x64", nullptr, bsr_tile_tokens<DotWiden512, 1, 1, 4>, 64},
 };
 
 }  // namespace fastcompress

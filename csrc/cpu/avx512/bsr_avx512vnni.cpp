@@ -11,7 +11,7 @@ namespace fastcompress {
 extern const SparseKernel kSparseInteger_avx512vnni[] = {
     {DType::s8, 16, 4, "vpdpbusd 8x32", bsr_few_rows<DotVnni512>, bsr_tile_blocks16<DotVnni512>, 32},
     {DType::s8, 4, 4, "vpdpbusd 4x64", nullptr, bsr_tile_tokens<DotVnni512, 4, 4, 4>, 64},
-    {DType::s8, 1, 4, "vpdpbusd 1x128", nullptr, bsr_tile_tokens<DotVnni512, 1, 1, 8>, 128},
+    {DType::s8, 1, 4, "vpdpbusd 1x64", nullptr, bsr_tile_tokens<DotVnni512, 1, 1, 4>, 64},
 };
 
 }  // namespace fastcompress

@@ -11,7 +11,7 @@ namespace fastcompress {
 extern const SparseKernel kSparseReal_avx512[] = {
     {DType::f32, 16, 1, "vfmadd 8x32", bsr_few_rows<F32x16>, bsr_tile_blocks16<F32x16>, 32},
     {DType::f32, 4, 1, "vfmadd 4x64", nullptr, bsr_tile_tokens<F32x16, 4, 4, 4>, 64},
-    {DType::f32, 1, 1, "vfmadd 1x128", nullptr, bsr_tile_tokens<F32x16, 1, 1, 8>, 128},
+    {DType::f32, 1, 1, "vfmadd 1x64", nullptr, bsr_tile_tokens<F32x16, 1, 1, 4>, 64},
     {DType::bf16, 16, 2, "vfmadd 8x32", bsr_few_rows<Bf16x16>, bsr_tile_blocks16<Bf16x16>, 32},
 };
 

@@ -11,61 +11,68 @@
 
 namespace {
 
-// The widest tile: kScratchElements hold four panels of it.
-constexpr int64_t kWidestTile = fastcompress::kScratchElements / kTileLd;
-
-// Channels [first, first + C) of a row of blocks times V vectors of tokens: c[channel * ld + token].
-template <class Dot, int BH, int C, int V, class Places>
-__attribute__((noinline)) void bsr_tokens(BlockRow<BH> blocks, int first, const uint8_t* a, int64_t part_step,
-                                          Places places, int32_t* c, int64_t ld) {
-    constexpr int parts = Dot::parts, vector_bytes = 4 * Dot::lanes;
-    typename Dot::Acc acc[C][V];
-#pragma GCC unroll 16
-    for (int n = 0; n < C; ++n)
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) acc[n][v] = Dot::zero();
-    auto columns = blocks.columns;
-    const int8_t* w = blocks.w + 4 * first;
-    for (int64_t i = 0; i < blocks.count; ++i, w += BlockRow<BH>::bytes) {
-        const uint8_t* x = a + places(columns.next());
+// acc += a block's channels from `w` on times V vectors of tokens.
+template <class Dot, int C, int V>
+__attribute__((always_inline)) inline void bsr_block_tokens(typename Dot::Acc (&acc)[C][V], const uint8_t* x,
+                                                            int64_t part_step, const int8_t* w) {
 #pragma GCC unroll 2
-        for (int part = 0; part < parts; ++part, x += part_step) {
-            decltype(Dot::load_a(x)) tokens[V];
+    for (int part = 0; part < Dot::parts; ++part, x += part_step) {
+        decltype(Dot::load_a(x)) tokens[V];
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) tokens[v] = Dot::load_a(x + v * vector_bytes);
+        for (int v = 0; v < V; ++v) tokens[v] = Dot::load_a(x + v * 4 * Dot::lanes);
 #pragma GCC unroll 16
-            for (int n = 0; n < C; ++n) {
-                const auto b = broadcast_weight<Dot>(w + 4 * n, part);
+        for (int n = 0; n < C; ++n) {
+            const auto b = broadcast_weight<Dot>(w + 4 * n, part);
 #pragma GCC unroll 16
-                for (int v = 0; v < V; ++v) acc[n][v] = Dot::dot(acc[n][v], tokens[v], b);
-            }
+            for (int v = 0; v < V; ++v) acc[n][v] = Dot::dot(acc[n][v], tokens[v], b);
+        }
+    }
+}
+
+// Channels [first, first + C) of the rows of blocks from `row` on times V vectors of tokens: c[channel * ld + token].
+template <class Dot, int BH, int C, int V, class Places>
+__attribute__((noinline)) void bsr_tokens(const SparseProduct& s, int64_t row, int64_t rows, int first,
+                                          const uint8_t* a, Places places, int32_t* c, int64_t ld) {
+    const int64_t part_step = s.part_step;
+    const int32_t* pointer = s.pointer + row;
+    auto columns = columns_of(s, pointer[0], static_cast<const typename BlockRow<BH>::Columns*>(nullptr));
+    const int8_t* w = reinterpret_cast<const int8_t*>(s.w) + pointer[0] * BlockRow<BH>::bytes + 4 * first;
+    for (int64_t r = 0; r < rows; ++r, c += BH * ld) {
+        typename Dot::Acc acc[C][V];
+#pragma GCC unroll 16
+        for (int n = 0; n < C; ++n)
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) acc[n][v] = Dot::zero();
+        columns.restart();
+        for (int64_t i = pointer[r + 1] - pointer[r]; i > 0; --i, w += BlockRow<BH>::bytes) {
+            bsr_block_tokens<Dot, C, V>(acc, a + places(columns.next()), part_step, w);
+#pragma GCC unroll 16
+            for (int n = 0; n < C; ++n)
+#pragma GCC unroll 16
+                for (int v = 0; v < V; ++v) Dot::pin(acc[n][v]);
         }
 #pragma GCC unroll 16
         for (int n = 0; n < C; ++n)
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) Dot::pin(acc[n][v]);
+            for (int v = 0; v < V; ++v) Dot::store(c + n * ld + v * Dot::lanes, acc[n][v]);
     }
-#pragma GCC unroll 16
-    for (int n = 0; n < C; ++n)
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) Dot::store(c + n * ld + v * Dot::lanes, acc[n][v]);
 }
 
 // Tokens [token, s.width) of one panel, in chunks of V vectors, then of half as many.
 template <class Dot, int BH, int C, int V, class Places>
 inline void bsr_panel_tokens(const SparseProduct& s, int64_t panel, int64_t token, Places places, int32_t* c) {
-    constexpr int64_t chunk = V * Dot::lanes;
+    constexpr int64_t chunk = V * Dot::lanes, rows = kPanel / BH;
     for (; token + chunk <= s.width; token += chunk)
-        for (int n = 0; n < kPanel; n += C)
-            bsr_tokens<Dot, BH, C, V>(BlockRow<BH>(s, (panel * kPanel + n) / BH), n % BH, s.a + 4 * token, s.part_step,
-                                      places, c + n * s.width + token, s.width);
+        for (int n = 0; n < BH; n += C)
+            bsr_tokens<Dot, BH, C, V>(s, panel * rows, rows, n, s.a + 4 * token, places, c + n * s.width + token,
+                                      s.width);
     if constexpr (chunk > 16)
         if (token < s.width) bsr_panel_tokens<Dot, BH, C, V / 2>(s, panel, token, places, c);
 }
 
 template <class Dot, int BH, int C, int V>
 void bsr_tile_tokens(const SparseProduct& s) {
-    alignas(64) int32_t by_channel[kPanel * kWidestTile];
+    alignas(64) int32_t by_channel[kPanel * fastcompress::kWidestTile];
     with_places(s, [&](auto places) {
         bsr_panels(s, [&](int64_t p, int32_t* c) {
             bsr_panel_tokens<Dot, BH, C, V>(s, p, 0, places, by_channel);

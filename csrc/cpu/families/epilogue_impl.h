@@ -210,6 +210,14 @@ template <Activation A, Scaling S>
 void epilogue_block(const Epilogue& e, const int32_t* acc, int64_t acc_ld, int64_t row0, int64_t rows, int64_t col0,
                     int64_t cols) {
     const Output output(e);
+    // A few rows at a time: many stores to rows a multiple of 4096 bytes apart would wait for the same sets of L1.
+    constexpr int64_t kRows = 8;
+    if (rows > kRows && cols > 4 * Vec::width) {
+        for (int64_t r = 0; r < rows; r += kRows)
+            epilogue_block<A, S>(e, acc + r * acc_ld, acc_ld, row0 + r, rows - r < kRows ? rows - r : kRows, col0,
+                                 cols);
+        return;
+    }
     int64_t j = 0;
     for (; j + 4 * Vec::width <= cols; j += 4 * Vec::width)
         epilogue_channels<A, S, 4>(e, output, acc + j, acc_ld, row0, rows, col0 + j);

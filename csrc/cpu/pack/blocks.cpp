@@ -19,6 +19,13 @@ void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument("pack_bsr: " + message);
 }
 
+// What unpacking reads from a blob must not lead it out of the blob, nor out of the arrays that it fills.
+void require_intact(bool ok) {
+    if (!ok)
+        throw BlobError(
+            "packed weights: the index of blocks is corrupt; load the layer's state_dict or checkpoint again");
+}
+
 std::string shape_text(const BlockIndex& b) { return std::to_string(b.block_h) + "x" + std::to_string(b.block_w); }
 
 void check_shape(const LayerSpec& s) {
@@ -44,6 +51,8 @@ void for_each_step(const BlockIndex& b, int64_t row, const F& f) {
 
 // The blocks in front of one that is so far away.
 int64_t bridges(const BlobHeader& h, int64_t distance) { return index_bytes(h) == 2 ? 0 : distance / kFarBlock; }
+
+int64_t block_columns(const BlobHeader& h) { return h.in_channels * h.kernel_h * h.kernel_w / h.block_w; }
 
 int64_t block_rows(const BlobHeader& h) { return h.panels * kPanel / h.block_h; }
 
@@ -102,9 +111,9 @@ bool consistent_blocks(const BlobHeader& h) {
     if (!find_sparse_kernel(current_table(), value, h.block_h, h.block_w) || h.groups != 1) return false;
     if (h.out_channels % h.block_h != 0 || h.in_channels % h.block_w != 0) return false;
     if (has_real_weights(h) && h.input_mode != static_cast<int32_t>(InputMode::per_tensor)) return false;
-    const int64_t columns = h.in_channels * h.kernel_h * h.kernel_w / h.block_w;
-    return columns <= kColumnLimit && h.blocks >= 0 && h.blocks <= h.out_channels / h.block_h * columns &&
-           h.entries >= h.blocks && h.entries <= 2147483647;
+    const int64_t rows = h.out_channels / h.block_h, columns = block_columns(h);
+    return columns <= kColumnLimit && h.blocks >= 0 && h.blocks <= rows * columns && h.entries >= h.blocks &&
+           h.entries - h.blocks <= rows * bridges(h, columns - 1) && h.entries <= 2147483647;
 }
 
 void pack_blocks(const BlockIndex& b, const BlobHeader& h, uint8_t* blob, int32_t* sums) {
@@ -138,10 +147,11 @@ void pack_blocks(const BlockIndex& b, const BlobHeader& h, uint8_t* blob, int32_
 void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, void* values) {
     const int32_t* pointer = blob_pointers(h);
     const uint8_t* from = reinterpret_cast<const uint8_t*>(blob_panels(h));
-    const int64_t bytes = block_bytes(h);
+    const int64_t bytes = block_bytes(h), columns = block_columns(h);
     int64_t blocks = 0;
     crow[0] = 0;
     for (int64_t r = 0; r < h.out_channels / h.block_h; ++r) {
+        require_intact(pointer[r] >= 0 && pointer[r + 1] >= pointer[r] && pointer[r + 1] <= h.entries);
         int32_t column = 0;
         for (int64_t i = pointer[r]; i < pointer[r + 1]; ++i) {
             const uint8_t* index = blob_index(h) + i * index_bytes(h);
@@ -151,15 +161,17 @@ void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, void* value
                 column = number;
             } else {
                 column += number;
-                if (number == kFarBlock) continue;
             }
-            if (blocks == h.blocks) break;  // a forged blob
+            require_intact(column < columns);
+            if (index_bytes(h) == 1 && number == kFarBlock) continue;
+            require_intact(blocks < h.blocks);
             col[blocks] = column;
             std::memcpy(static_cast<uint8_t*>(values) + blocks * bytes, from + i * bytes, static_cast<size_t>(bytes));
             ++blocks;
         }
         crow[r + 1] = static_cast<int32_t>(blocks);
     }
+    require_intact(blocks == h.blocks);
 }
 
 }  // namespace fastcompress

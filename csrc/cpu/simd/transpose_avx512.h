@@ -8,8 +8,9 @@
 namespace {
 
 // Load(i) gives row i of the source, Store(j, x) takes row j of the result.
+// They are inlined: stores could alias whatever a call would read their operands from.
 template <class Load, class Store>
-inline void transpose_registers(const Load& load, const Store& store) {
+__attribute__((always_inline)) inline void transpose_registers(Load load, Store store) {
     __m512i r[16], t[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) r[i] = load(i);
@@ -42,8 +43,8 @@ inline void transpose_registers(const Load& load, const Store& store) {
 
 // dst[j][i] = src[i][j]; leading dimensions in elements.
 inline void transpose_16x16(const int32_t* src, int64_t src_ld, int32_t* dst, int64_t dst_ld) {
-    transpose_registers([&](int i) { return _mm512_loadu_si512(src + i * src_ld); },
-                        [&](int j, __m512i x) { _mm512_storeu_si512(dst + j * dst_ld, x); });
+    transpose_registers([=](int i) { return _mm512_loadu_si512(src + i * src_ld); },
+                        [=](int j, __m512i x) { _mm512_storeu_si512(dst + j * dst_ld, x); });
 }
 
 // The same of up to 16 rows and columns; nothing else is read or written.
@@ -52,8 +53,8 @@ inline void transpose_part(const int32_t* src, int64_t src_ld, int64_t rows, int
     const auto first = [](int64_t count) { return static_cast<__mmask16>((1u << count) - 1); };
     const __mmask16 in_row = first(columns), in_column = first(rows);
     transpose_registers(
-        [&](int i) { return i < rows ? _mm512_maskz_loadu_epi32(in_row, src + i * src_ld) : _mm512_setzero_si512(); },
-        [&](int j, __m512i x) {
+        [=](int i) { return i < rows ? _mm512_maskz_loadu_epi32(in_row, src + i * src_ld) : _mm512_setzero_si512(); },
+        [=](int j, __m512i x) {
             if (j < columns) _mm512_mask_storeu_epi32(dst + j * dst_ld, in_column, x);
         });
 }

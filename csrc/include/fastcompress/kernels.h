@@ -100,7 +100,7 @@ struct SparseProduct {
     const uint8_t* w;
     int64_t panel0, panel1;
     int64_t channels;  // real ones; the last panel may be part padding
-    int32_t* c;        // scratch of kScratchElements
+    int32_t* c;        // scratch of kSparseScratchElements
     EpilogueFunction finish;
     const Epilogue* epilogue;
     const RowRun* runs;
@@ -118,8 +118,10 @@ struct SparseKernel {
     const char* name;                        // of the tile's inner loop
     void (*few_rows)(const SparseProduct&);  // up to kSparseFewRows rows; null: none
     void (*tile)(const SparseProduct&);
-    int64_t widest;  // tile
+    int64_t widest;  // tile, at most kWidestTile
 };
+constexpr int64_t kWidestTile = 64;
+constexpr int64_t kSparseScratchElements = kWidestTile * 144;
 constexpr int64_t kSparseFewRows = 4;
 
 // Word w of row r (4 bytes; rows are `stride` bytes apart) to out + (w * width + r) * 4.
