@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from benchmarks.sparse_targets import sparse_targets
+from benchmarks.target import Target, shape_name
 
-__all__ = ["LINEAR_SHAPES", "SPARSE_SHAPES", "SPARSITIES", "TARGETS", "Target", "by_key", "shape_name"]
+__all__ = ["LINEAR_SHAPES", "TARGETS", "Target", "by_key", "shape_name"]
 
 #: M×K×N of the linears that are measured one by one.
 LINEAR_SHAPES: tuple[tuple[int, int, int], ...] = (
@@ -14,51 +15,6 @@ LINEAR_SHAPES: tuple[tuple[int, int, int], ...] = (
     (512, 1024, 4096),
     (128, 4096, 4096),
 )
-
-
-#: M×K×N of the block-sparse linears, and the sparsities they are measured at with the share of the ceiling to reach.
-SPARSE_SHAPES: tuple[tuple[int, int, int], ...] = (
-    (128, 768, 3072),
-    (128, 3072, 768),
-    (16, 4096, 4096),
-    (512, 4096, 4096),
-)
-SPARSITIES: dict[float, float] = {0.8: 0.70, 0.9: 0.70, 0.95: 0.60}
-
-
-@dataclass(frozen=True)
-class Target:
-    """One row: what is measured, against which baseline, and the bound to meet (``None``: for information)."""
-
-    key: str
-    suite: str
-    title: str
-    baseline: str
-    bound: float | None
-    unit: str = "×"
-    lower_is_better: bool = False
-
-    def is_met(self, value: float) -> bool | None:
-        """Return whether ``value`` meets the bound; ``None`` when the row has none."""
-        if self.bound is None:
-            return None
-        return value <= self.bound if self.lower_is_better else value >= self.bound
-
-    def bound_text(self) -> str:
-        """Return the bound as the table shows it, for example ``≥ 0.90``."""
-        if self.bound is None:
-            return ""
-        return f"{'≤' if self.lower_is_better else '≥'} {self.bound:g}{unit_suffix(self.unit)}"
-
-
-def unit_suffix(unit: str) -> str:
-    """Return the unit as it follows a number: ``×`` directly, words after a space."""
-    return unit if unit in ("×", "%", "") else f" {unit}"
-
-
-def shape_name(shape: tuple[int, int, int]) -> str:
-    """Return ``M×K×N``."""
-    return "×".join(map(str, shape))
 
 
 def linear_targets() -> list[Target]:
@@ -149,50 +105,6 @@ def conv_targets() -> list[Target]:
     rows += [
         Target("conv2d.depthwise3x3.fp32", "conv2d", depthwise, "torch fp32 channels-last", 4.0),
         Target("conv2d.depthwise3x3.onednn", "conv2d", depthwise, "torch oneDNN int8 (quantize + convolution)", None),
-    ]
-    return rows
-
-
-def sparse_targets() -> list[Target]:
-    """Return the rows of the ``sparse`` suite: 16x4 blocks in int8."""
-    rows: list[Target] = []
-    for shape in SPARSE_SHAPES:
-        for sparsity, bound in SPARSITIES.items():
-            title = f"block-sparse 16x4 s8 kernel, u8 in, {shape_name(shape)}, {sparsity:.0%} sparse"
-            key = f"sparse.kernel.{shape_name(shape)}.{sparsity}"
-            rows += [
-                Target(f"{key}.ceiling", "sparse", title, "int8 ceiling, non-zero blocks only", bound, ""),
-                Target(
-                    f"{key}.ceiling_u8", "sparse", f"{title}, u8 out", "int8 ceiling, non-zero blocks only", None, ""
-                ),
-                Target(f"{key}.dense", "sparse", title, "fastest dense int8 (ours, torch._int_mm)", None),
-                Target(f"{key}.int_mm", "sparse", title, "torch._int_mm", 8.5 if sparsity == 0.9 else None),
-            ]
-    gemv = "block-sparse 16x4 s8 kernel, 1×4096×4096, 90% sparse, operands rotated"
-    rows += [
-        Target("sparse.gemv.dense", "sparse", gemv, "dense int8 (ours), rotated", 7.0),
-        Target(
-            "sparse.bytes", "sparse", "bytes of a packed 4096×4096 layer, 90% sparse 16x4", "dense int8", 0.11, "", True
-        ),
-        Target(
-            "sparse.break_even",
-            "sparse",
-            "lowest block sparsity at which 16x4 s8 is faster, 128×3072×768",
-            "dense int8 (ours)",
-            0.30,
-            "",
-            True,
-        ),
-    ]
-    bert = "BERT-base (random weights), 90% 16x4, dynamic, 1×128"
-    rows += [
-        Target("bert_sparse.eager", "bert_sparse", bert, "torch fp32 eager", 10.0),
-        Target("bert_sparse.dense_int8", "bert_sparse", bert, "its dense W8A8", 1.6),
-    ]
-    worst = "one-shot pruning, agreement with SparseGPT minus that with magnitude, worst row at ≥ 50%"
-    rows += [
-        Target("pruning.minilm", "pruning", f"all-MiniLM-L6-v2, {worst}", "mean cosine", 0.0, ""),
-        Target("pruning.efficientnet", "pruning", f"EfficientNet-Lite0, {worst}", "top-1 agreement", 0.0, ""),
     ]
     return rows
 

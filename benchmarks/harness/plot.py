@@ -1,4 +1,4 @@
-"""The one plot of the results, written as SVG by hand: time over dense against sparsity, measured and ideal."""
+"""The plot of the results, written as SVG by hand: time over dense against sparsity, measured and ideal."""
 
 from __future__ import annotations
 
@@ -8,48 +8,75 @@ from typing import Any
 
 __all__ = ["draw_sweep"]
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 64, 40, 24, 56
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 440, 64, 40, 24, 56
+HIGHEST = 2.0  # lines that begin above it are cut there
+
+#: Block → what it is, and its colour.
+LINES = {
+    "16x4": ("int8 16x4", "#1d3557"),
+    "4x4": ("int8 4x4", "#457b9d"),
+    "1x4": ("int8 1x4", "#6fa8dc"),
+    "16x1": ("float32 16x1", "#c8553d"),
+    "1x1": ("float32 unstructured", "#e9a15b"),
+    "16x2": ("bfloat16 16x2", "#7a5195"),
+}
+
+
+def _place(sparsity: float, value: float) -> tuple[float, float]:
+    x = LEFT + sparsity * (WIDTH - LEFT - RIGHT)
+    return x, HEIGHT - BOTTOM - min(value, HIGHEST) / HIGHEST * (HEIGHT - TOP - BOTTOM)
+
+
+def _line(values: Sequence[tuple[float, float]], colour: str, dash: str = "", width: float = 2) -> str:
+    joined = " ".join("{:.1f},{:.1f}".format(*_place(*value)) for value in values)
+    return (
+        f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
+    )
+
+
+def _circle(x: float, y: float, colour: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+
+
+def _text(x: float, y: float, text: str, rest: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {rest}>{text}</text>'
 
 
 def draw_sweep(points: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw ``time_over_dense`` and ``density`` (the ideal) of each point over ``sparsity`` and return ``path``."""
-    highest = max(1.0, *(float(p["time_over_dense"]) for p in points)) * 1.05
-
-    def place(sparsity: float, value: float) -> str:
-        x = LEFT + sparsity * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - value / highest * (HEIGHT - TOP - BOTTOM)
-        return f"{x:.1f},{y:.1f}"
-
-    def line(values: list[tuple[float, float]], colour: str, dash: str = "") -> str:
-        joined = " ".join(place(*value) for value in values)
-        return f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-
-    measured = [(float(p["sparsity"]), float(p["time_over_dense"])) for p in points]
-    ideal = [(float(p["sparsity"]), float(p["density"])) for p in points]
+    """Draw ``time_over_dense`` of each block's points over ``sparsity``, beside the ideal, and return ``path``."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="24" font-size="15">Block-sparse int8 linear (16x4): time against sparsity</text>',
-    ]
-    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        x, y = place(tick, 0.0).split(",")
-        parts.append(f'<text x="{x}" y="{float(y) + 18:.1f}" text-anchor="middle">{tick:.0%}</text>')
-        x, y = place(0.0, tick).split(",")
-        parts.append(f'<text x="{float(x) - 8:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
-        parts.append(line([(0.0, tick), (1.0, tick)], "#dddddd"))
-    parts += [
-        line([(0.0, 1.0), (1.0, 1.0)], "#888888", "2 3"),
-        line(ideal, "#2a9d8f", "6 4"),
-        line(measured, "#c8553d"),
-        *(
-            f'<circle cx="{place(*p).split(",")[0]}" cy="{place(*p).split(",")[1]}" r="3" fill="#c8553d"/>'
-            for p in measured
+        _text(
+            LEFT, 24, "Sparse linear 128×3072×768: time over the fastest dense one of its precision", 'font-size="15"'
         ),
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">blocks that are zero</text>',
-        f'<text x="{WIDTH - RIGHT - 210}" y="{TOP + 24}" fill="#c8553d">measured time / dense int8 time</text>',
-        f'<text x="{WIDTH - RIGHT - 210}" y="{TOP + 44}" fill="#2a9d8f">ideal: proportional to the blocks</text>',
-        "</svg>",
     ]
+    for i in range(6):
+        sparsity, value = i / 5, i / 5 * HIGHEST
+        x, y = _place(sparsity, 0.0)
+        parts.append(_text(x, y + 18, f"{sparsity:.0%}", 'text-anchor="middle"'))
+        x, y = _place(0.0, value)
+        parts.append(_text(x - 8, y + 4, f"{value:.1f}", 'text-anchor="end"'))
+        parts.append(_line([(0.0, value), (1.0, value)], "#dddddd", width=1))
+    parts.append(_line([(0.0, 1.0), (1.0, 1.0)], "#888888", "2 3"))
+    parts.append(_line([(0.0, 1.0), (1.0, 0.0)], "#2a9d8f", "6 4"))
+    legend = [("ideal: as many products as non-zeros", "#2a9d8f")]
+    for block, (name, colour) in LINES.items():
+        measured = [(float(p["sparsity"]), float(p["time_over_dense"])) for p in points if p["block"] == block]
+        if not measured:
+            continue
+        parts.append(_line(measured, colour))
+        parts += [
+            _circle(*_place(*each), colour)
+            for each in measured
+            if each[1] <= HIGHEST
+        ]
+        legend.append((name, colour))
+    parts += [
+        _text(WIDTH - RIGHT - 240, TOP + 18 + 18 * i, name, f'fill="{colour}"')
+        for i, (name, colour) in enumerate(legend)
+    ]
+    parts += [_text(WIDTH / 2, HEIGHT - 12, "weights that are zero", 'text-anchor="middle"'), "</svg>"]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return path

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.targets import TARGETS, Target, unit_suffix
+from benchmarks.target import Target, unit_suffix
+from benchmarks.targets import TARGETS
 
 __all__ = ["Measurement", "Report", "markdown", "write"]
 

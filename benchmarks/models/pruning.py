@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ def table(
     context: Context,
     key: str,
     model: nn.Module,
-    batches: list[object],
+    batches: Sequence[object],
     targets: str | None,
     judge: Callable[[nn.Module], float],
 ) -> None:

@@ -57,6 +57,28 @@ def _mask(input: Tensor, grad: Tensor, c: packing.Canonical) -> Tensor:
     return grad.to(input.dtype)
 
 
+def _linear_before(
+    c: packing.Canonical,
+    input: Tensor,
+    packed: Tensor,
+    residual: Tensor | None,
+    input_scale: Tensor | None,
+    input_zero_point: Tensor | None,
+) -> Tensor:
+    """What the activation function saw in the forward pass, computed again."""
+    if isinstance(c, SparseCanonical):
+        return _real_before_activation(F.linear(input.to(torch.float32), c.dequantize()), c.bias, residual)
+    ops = torch.ops.fastcompress
+    tokens = {"input_scale": input_scale, "input_zero_point": input_zero_point}
+    acc = ops.linear_w8a8(input, packed, c.weight_shape[0], out_dtype=torch.int32, **tokens)
+    x_scale: Tensor | float = c.input_scale
+    if input_scale is not None:
+        x_scale = input_scale.unsqueeze(-1)
+    elif c.input_mode != "static":
+        x_scale = ops.quantize_per_token(input, c.input_mode == "dynamic_symmetric")[1].unsqueeze(-1)
+    return _before_activation(acc, c.weight_scale * x_scale, c.bias, residual)
+
+
 def linear_backward(
     grad_output: Tensor,
     input: Tensor,
@@ -70,30 +92,31 @@ def linear_backward(
     Returns that of the input (its shape and dtype) and, float32, that before the activation.
     """
     c = packing.unpack(packed)
-    ops = torch.ops.fastcompress
     grad = grad_output.to(torch.float32)
-    if c.activation != "none" and isinstance(c, SparseCanonical):
-        v = _real_before_activation(F.linear(input.to(torch.float32), c.dequantize()), c.bias, residual)
-        grad = _activation_gradient(c.activation, grad, v)
-    elif c.activation != "none":
-        acc = ops.linear_w8a8(
-            input,
-            packed,
-            c.weight_shape[0],
-            out_dtype=torch.int32,
-            input_scale=input_scale,
-            input_zero_point=input_zero_point,
-        )
-        x_scale: Tensor | float = c.input_scale
-        if input_scale is not None:
-            x_scale = input_scale.unsqueeze(-1)
-        elif c.input_mode != "static":
-            x_scale = ops.quantize_per_token(input, c.input_mode == "dynamic_symmetric")[1].unsqueeze(-1)
-        v = _before_activation(acc, c.weight_scale * x_scale, c.bias, residual)
+    if c.activation != "none":
+        v = _linear_before(c, input, packed, residual, input_scale, input_zero_point)
         grad = _activation_gradient(c.activation, grad, v)
     grad_input = _mask(input, grad @ c.dequantize(), c)
     # An operator's outputs must not share memory with its inputs.
     return grad_input.contiguous(), grad.contiguous() if grad is not grad_output else grad.clone()
+
+
+def _conv2d_before(
+    c: packing.Canonical,
+    input: Tensor,
+    packed: Tensor,
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]],
+    residual: Tensor | None,
+) -> Tensor:
+    """What the activation function saw in the forward pass, computed again; geometry as the operator takes it."""
+    bias = None if c.bias is None else c.bias.view(-1, 1, 1)
+    if isinstance(c, SparseCanonical):
+        _, stride, (top, bottom, left, right), dilation = geometry
+        padded = F.pad(input.to(torch.float32), (left, right, top, bottom))
+        product = F.conv2d(padded, c.dequantize(), stride=tuple(stride), dilation=tuple(dilation))
+        return _real_before_activation(product, bias, residual)
+    acc = torch.ops.fastcompress.conv2d_w8a8(input, packed, c.weight_shape[0], *geometry, out_dtype=torch.int32)
+    return _before_activation(acc, (c.weight_scale * c.input_scale).view(-1, 1, 1), bias, residual)
 
 
 def conv2d_backward(
@@ -112,25 +135,15 @@ def conv2d_backward(
     """
     c = packing.unpack(packed)
     grad = grad_output.to(torch.float32)
-    top, bottom, left, right = padding
-    geometry = {"stride": tuple(stride), "dilation": tuple(dilation)}
-    if c.activation != "none" and isinstance(c, SparseCanonical):
-        padded = F.pad(input.to(torch.float32), (left, right, top, bottom))
-        bias = None if c.bias is None else c.bias.view(-1, 1, 1)
-        v = _real_before_activation(F.conv2d(padded, c.dequantize(), **geometry), bias, residual)
-        grad = _activation_gradient(c.activation, grad, v)
-    elif c.activation != "none":
-        acc = torch.ops.fastcompress.conv2d_w8a8(
-            input, packed, c.weight_shape[0], kernel_size, stride, padding, dilation, out_dtype=torch.int32
-        )
-        bias = None if c.bias is None else c.bias.view(-1, 1, 1)
-        v = _before_activation(acc, (c.weight_scale * c.input_scale).view(-1, 1, 1), bias, residual)
+    if c.activation != "none":
+        v = _conv2d_before(c, input, packed, (kernel_size, stride, padding, dilation), residual)
         grad = _activation_gradient(c.activation, grad, v)
     batch = grad if grad.dim() == 4 else grad.unsqueeze(0)
+    top, bottom, left, right = padding
     height, width = input.shape[-2:]
     padded = [batch.shape[0], input.shape[-3], height + top + bottom, width + left + right]
     groups = 1 if isinstance(c, SparseCanonical) else c.groups
-    whole = conv2d_input(padded, c.dequantize(), batch, **geometry, groups=groups)
+    whole = conv2d_input(padded, c.dequantize(), batch, stride=tuple(stride), dilation=tuple(dilation), groups=groups)
     inner = whole[:, :, top : top + height, left : left + width].reshape(input.shape)
     return _mask(input, inner, c).contiguous(), grad.contiguous() if grad is not grad_output else grad.clone()
 

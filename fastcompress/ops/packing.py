@@ -135,16 +135,17 @@ def _pack_blocks(c: SparseW8A8Canonical | SparseCanonical) -> Tensor:
     b = c.blocks
     if native.module is None or b.values.device.type != "cpu":
         return reference_layout.encode(c)
-    bfloat16 = b.dtype == torch.bfloat16
-    quantized = isinstance(c, SparseW8A8Canonical)
+    scale, codes = None, (0, 1.0, 0, ACTIVATIONS[c.activation])
+    if isinstance(c, SparseW8A8Canonical):
+        scale, codes = c.weight_scale.detach().contiguous().numpy(), _input_codes(c)
     packed = native.module.pack_bsr(
         b.crow.numpy(),
         b.col.numpy(),
-        (b.values.view(torch.uint16) if bfloat16 else b.values).numpy(),
+        (b.values.view(torch.uint16) if b.dtype == torch.bfloat16 else b.values).numpy(),
         c.weight_shape,
-        c.weight_scale.detach().contiguous().numpy() if quantized else None,
+        scale,
         None if c.bias is None else c.bias.detach().contiguous().numpy(),
-        *(_input_codes(c) if quantized else (0, 1.0, 0, ACTIVATIONS[c.activation])),
+        *codes,
     )
     return torch.from_numpy(packed)
 

@@ -75,7 +75,7 @@ def encode(c: W8A8Canonical | SparseW8A8Canonical | SparseCanonical) -> Tensor:
     block = (0, 0) if isinstance(c, W8A8Canonical) else c.blocks.block_size
     weight = c.weight if isinstance(c, W8A8Canonical) else weight_of(c.blocks.to_dense(), c.weight_shape)
     weight = weight.detach().contiguous()
-    parts = [weight.view(torch.uint8).flatten()]
+    parts = [weight.view(-1).view(torch.uint8)]  # flat first: a last dimension of 1 may have any stride
     if not isinstance(c, SparseCanonical):
         parts.append(c.weight_scale.detach().contiguous().view(torch.uint8))
     if c.bias is not None:
