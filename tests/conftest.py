@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+# numpy's own threads, of no use to the oracle's small products, would wait busily for work on the kernels' cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 

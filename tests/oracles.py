@@ -20,7 +20,9 @@ __all__ = [
     "Epilogue",
     "activate32",
     "activate64",
+    "block_sums",
     "conv2d_acc",
+    "conv2d_patches",
     "decode",
     "encode_float",
     "linear_acc",
@@ -115,6 +117,32 @@ def linear_acc(q: Array, zero_point: Array | int, weight: Array) -> NDArray[np.i
     return ((q.astype(np.float64) - zp) @ weight.astype(np.float64).T).astype(np.int64)
 
 
+def conv2d_patches(
+    x: NDArray[np.float64],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> NDArray[np.float64]:
+    """What every output pixel sees of NHWC ``x``: ``[N,OH,OW,KH,KW,C]``, a view.
+
+    Padding is (top, bottom, left, right) and counts as zero.
+    """
+    batch, _, _, channels = x.shape
+    kh, kw = kernel
+    top, bottom, left, right = padding
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    oh = (x.shape[1] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    ow = (x.shape[2] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    s = x.strides
+    return np.lib.stride_tricks.as_strided(
+        x,
+        (batch, oh, ow, kh, kw, channels),
+        (s[0], s[1] * stride[0], s[2] * stride[1], s[1] * dilation[0], s[2] * dilation[1], s[3]),
+        writeable=False,
+    )
+
+
 def conv2d_acc(
     q: Array,
     zero_point: int,
@@ -124,24 +152,10 @@ def conv2d_acc(
     dilation: tuple[int, int],
     groups: int,
 ) -> NDArray[np.int64]:
-    """Exact convolution of NHWC ``q`` with OIHW ``weight``: int64 ``[N,OH,OW,O]``.
-
-    Padding is (top, bottom, left, right) and counts as zero.
-    """
-    batch, _, _, channels = q.shape
+    """Exact convolution of NHWC ``q`` with OIHW ``weight``: int64 ``[N,OH,OW,O]``."""
     out_channels, per_group, kh, kw = weight.shape
-    top, bottom, left, right = padding
-    x = np.pad(q.astype(np.float64) - float(zero_point), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    oh = (x.shape[1] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
-    ow = (x.shape[2] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
-    s = x.strides
-    # [N, OH, OW, KH, KW, C]: a view, the patch that every output pixel sees.
-    patches = np.lib.stride_tricks.as_strided(
-        x,
-        (batch, oh, ow, kh, kw, channels),
-        (s[0], s[1] * stride[0], s[2] * stride[1], s[1] * dilation[0], s[2] * dilation[1], s[3]),
-        writeable=False,
-    )
+    patches = conv2d_patches(q.astype(np.float64) - float(zero_point), (kh, kw), stride, padding, dilation)
+    batch, oh, ow = patches.shape[:3]
     rows = batch * oh * ow
     # [G, pixels, KH*KW*C/G] @ [G, KH*KW*C/G, O/G]
     by_group = patches.reshape(rows, kh * kw, groups, per_group).transpose(2, 0, 1, 3)
@@ -150,6 +164,23 @@ def conv2d_acc(
     w = taps.transpose(0, 3, 2, 1).reshape(groups, kh * kw * per_group, out_channels // groups)
     acc = np.matmul(p, w).transpose(1, 0, 2).reshape(batch, oh, ow, out_channels)
     return acc.astype(np.int64)
+
+
+def block_sums(
+    a: NDArray[np.float64], weight: NDArray[np.float64], stored: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum of a[m,k] * w[n,k] over the ``stored`` weights, and of the absolute values of the finite products.
+
+    A NaN or an infinity reaches exactly the outputs whose stored weights it meets.
+    """
+    finite = np.isfinite(a)
+    clean = a if finite.all() else np.where(finite, a, 0.0)
+    acc, absolute = clean @ weight.T, np.abs(clean) @ np.abs(weight).T
+    with np.errstate(invalid="ignore"):
+        for m, k in zip(*np.nonzero(~finite), strict=True):
+            meets = stored[:, k]
+            acc[m, meets] += a[m, k] * weight[meets, k]
+    return acc, absolute
 
 
 @dataclass(frozen=True)
@@ -187,7 +218,10 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def activate64(v: NDArray[np.float32], name: str) -> NDArray[np.float64]:
-    """Any activation in float64; NaN passes through, infinities go to their limits."""
+    """Any activation in float64; NaN passes through, as +Inf does or goes to the limit.
+
+    Products v * gate(v) are not finite at -Inf: NaN, as torch's, or -Inf for gelu, whose gate does not quite reach 0.
+    """
     x = v.astype(np.float64)
     if name in EXACT_ACTIVATIONS:
         return activate32(v, name).astype(np.float64)
@@ -204,7 +238,9 @@ def activate64(v: NDArray[np.float32], name: str) -> NDArray[np.float64]:
             y = np.clip(x + 3.0, 0.0, 6.0) / 6.0
         else:
             raise ValueError(f"unknown activation {name!r}")
-    return np.where(np.isneginf(x), 0.0, y)
+    if name == "hardsigmoid":
+        return y
+    return np.where(np.isneginf(x), -np.inf if name == "gelu" else np.nan, y)
 
 
 def requantize(v: NDArray[np.float32], scale: float, zero_point: int, signed: bool) -> Array:

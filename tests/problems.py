@@ -26,7 +26,6 @@ __all__ = [
     "ConvProblem",
     "LinearProblem",
     "QuantizeProblem",
-    "SparseProblem",
     "conv_problem",
     "fill_inputs",
     "fill_weights",
@@ -34,7 +33,6 @@ __all__ = [
     "linear_problem",
     "quantize_problem",
     "random_scale",
-    "sparse_problem",
     "spoil",
     "zeros_like_dtype",
 ]
@@ -125,31 +123,6 @@ class LinearProblem(_Common):
     per_token_given: bool
 
 
-#: How the blocks of a sparse problem lie.
-BLOCKS = ("random", "random", "random", "none", "all", "one", "empty rows", "full rows")
-
-
-@dataclass(frozen=True)
-class SparseProblem(LinearProblem):
-    """One call of linear_w8a8 with block-sparse weights: blocks of 16 x 4, ``density`` of them not zero."""
-
-    blocks: str
-    density: float
-
-    def mask(self) -> NDArray[np.bool_]:
-        """Which blocks are there, ``[n / 16, k / 4]``."""
-        rng = np.random.default_rng([14, self.index])
-        shape = (self.n // 16, self.k // 4)
-        if self.blocks in ("none", "all", "one"):
-            mask = np.full(shape, self.blocks == "all")
-            mask[int(rng.integers(shape[0])), int(rng.integers(shape[1]))] |= self.blocks == "one"
-            return mask
-        mask = rng.random(shape) < self.density
-        if self.blocks != "random":
-            mask[rng.random(shape[0]) < 0.5] = self.blocks == "full rows"
-        return mask
-
-
 @dataclass(frozen=True)
 class ConvProblem(_Common):
     """One call of conv2d_w8a8; ``padding`` is (top, bottom, left, right)."""
@@ -238,24 +211,6 @@ def linear_problem(index: int) -> LinearProblem:
         k=1 + index % 137 + deep,
         mode=mode,
         per_token_given=given,
-    )
-
-
-def sparse_problem(index: int) -> SparseProblem:
-    """Block-sparse problem number ``index``: every number of rows meets every number of panels."""
-    rng = np.random.default_rng([15, index])
-    in_dtype, mode, given = _pick(rng, INPUT_KINDS)
-    deep = 67 * int(rng.integers(1, 8)) if index % 16 == 0 else 0
-    return SparseProblem(
-        **_common(rng, index),
-        in_dtype=in_dtype,
-        m=1 + index % 71,
-        n=16 * (1 + index % 9),
-        k=4 * (1 + index % 67 + deep),
-        mode=mode,
-        per_token_given=given,
-        blocks=_pick(rng, BLOCKS),
-        density=float(rng.choice([0.02, 0.1, 0.3, 0.7])),
     )
 
 

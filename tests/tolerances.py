@@ -14,10 +14,15 @@ __all__ = [
     "ACTIVATION_ULPS",
     "INT_STEPS_AFTER_ACTIVATION",
     "MODEL_AGREEMENT",
+    "REFERENCE_AGREEMENT",
     "U_OUT",
     "activation_bound",
+    "added_bound",
+    "block_bound",
     "dot_bound",
     "output_bound",
+    "real_activation_bound",
+    "rounded_bound",
 ]
 
 _U = 2.0**-24
@@ -64,6 +69,45 @@ def output_bound(name: str, dtype: str, v: NDArray[np.float32], y: NDArray[np.fl
     return inner + U_OUT[dtype] * (np.abs(y) + inner) + _TINY[dtype]
 
 
+#: c of `block_bound`. However a sum of K products is ordered and split into chains, each product meets at most K
+#: roundings: its own and those of K - 1 additions (adding a zero is exact; fused operations have fewer). Higham,
+#: Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1: the error is at most gamma_K |A||W| with
+#: gamma_K = Ku / (1 - Ku), and 1 / (1 - Ku) < 1.005 up to the largest K, 65,793; the float64 reference adds < 1e-8.
+BLOCK_SUM_FACTOR = 1.01
+
+
+def block_bound(terms: NDArray[np.int64], absolute: NDArray[np.float64]) -> NDArray[np.float64]:
+    """c * u * K * (|A||W|) for float32 sums of ``terms [N]`` stored products with ``absolute [M,N]`` = |A||W|.
+
+    Products and partial sums below the normal range lose half a subnormal step each.
+    """
+    k = terms.astype(np.float64)
+    return BLOCK_SUM_FACTOR * _U * k * absolute + k * 2.0**-149
+
+
+def added_bound(error: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What becomes of ``error`` when one more float32 addition makes ``value``: its result is rounded."""
+    return error + _U * (np.abs(value) + error)
+
+
+#: Largest |activation'|: gelu at sqrt(2) (1.1289, with tanh 1.1291), silu at 2.4 (1.0998), hardswish at 3.
+_SLOPE: dict[str, float] = {"gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1, "hardswish": 1.5, "hardsigmoid": 1.0 / 6.0}
+
+
+def real_activation_bound(
+    name: str, error: NDArray[np.float64], v: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Largest allowed |kernel - y| where ``v`` is known up to ``error`` only; nothing is allowed at infinities."""
+    finite = np.where(np.isfinite(v), v, 0.0)
+    own = ACTIVATION_ULPS[name] * _U * (1.0 if name == "hardsigmoid" else np.abs(finite) + error)
+    return np.where(np.isfinite(v), _SLOPE.get(name, 1.0) * error + own, 0.0)
+
+
+def rounded_bound(dtype: str, inner: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """u_out * |ref| more for the rounding to the output format; ``dtype`` f32, bf16 or f16."""
+    return inner + U_OUT[dtype] * (np.abs(np.where(np.isfinite(y), y, 0.0)) + inner) + _TINY[dtype]
+
+
 def dot_bound(
     abs_a: NDArray[np.float64], abs_w: NDArray[np.float64], ref: NDArray[np.float64], dtype: str = "f32"
 ) -> NDArray[np.float64]:
@@ -75,6 +119,10 @@ def dot_bound(
     k = max(1, abs_a.shape[-1])
     return 2.0 * _U * k * (abs_a @ abs_w.T) + U_OUT[dtype] * np.abs(ref) + _TINY[dtype]
 
+
+#: Two correct answers of a float layer, sums of at most 72 products of normal numbers: by `block_bound` each is within
+#: 72 u * 72 E|N|^2 < 2e-4 of the truth, and typically within 1e-6; a wrong weight changes them by about 1.
+REFERENCE_AGREEMENT = 4e-4
 
 #: Whole networks, int8 against float32: thresholds the project promises, not derived bounds.
 #: "minilm" is the scheme of the demo and the benchmarks, with two linears in float; "minilm_all" has every linear in

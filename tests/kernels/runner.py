@@ -9,9 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests import oracles, problems, tolerances
-from tests.problems import ConvProblem, LinearProblem, QuantizeProblem, SparseProblem
+from tests.block_problems import BlockConv, BlockLinear, Form, block_mask
+from tests.problems import ConvProblem, LinearProblem, QuantizeProblem
 
-__all__ = ["Case", "Expected", "block_csr", "build_conv", "build_linear", "build_quantize", "check", "same_bits"]
+__all__ = [
+    "Case",
+    "Expected",
+    "block_csr",
+    "build_conv",
+    "build_linear",
+    "build_quantize",
+    "check",
+    "conv_case",
+    "matrix_of",
+    "only_blocks",
+    "place",
+    "same_bits",
+]
 
 Array = NDArray[Any]
 
@@ -39,6 +53,7 @@ class Case:
     arguments: dict[str, Any]
     expected: dict[str, Expected]
     packer: str = "pack_w8a8"
+    exact: bool = True  # the result is the same bits on every ISA
 
     def packed(self, native: Any) -> Any:
         """The packed weights for the ISA that is set, None for quantizers."""
@@ -102,9 +117,11 @@ def build_linear(p: LinearProblem) -> Case:
     rng = np.random.default_rng([21, p.index])
     x, scale = problems.fill_inputs(rng, (p.m, p.k), p)
     weight, weight_scale, bias = problems.fill_weights(rng, (p.n, p.k), p.k, scale, p)
-    sparse = isinstance(p, SparseProblem)
-    if isinstance(p, SparseProblem):
-        weight = weight * np.repeat(np.repeat(p.mask(), 16, axis=0), 4, axis=1)
+    stored: tuple[Any, ...] = (weight,)
+    if isinstance(p, BlockLinear):
+        mask = block_mask(p)
+        weight = only_blocks(weight, mask, p.form)
+        stored = (*block_csr(weight, mask, p.form), weight.shape)
     residual, epilogue = _epilogue(rng, p, weight_scale, bias, (p.m, p.n))
     static = p.mode == "static"
     zero_point = int(rng.integers(256)) if static else 0
@@ -127,7 +144,8 @@ def build_linear(p: LinearProblem) -> Case:
     acc = oracles.linear_acc(q, x_zero, weight)
     out_scale, out_zero, expected = _finish(rng, acc, x_scale, epilogue, p.out_dtype)
     arguments |= {"out_scale": out_scale, "out_zero_point": out_zero}
-    pack: tuple[Any, ...] = (
+    pack = (
+        *stored,
         weight_scale,
         bias,
         problems.MODES.index(p.mode),
@@ -135,7 +153,6 @@ def build_linear(p: LinearProblem) -> Case:
         zero_point,
         oracles.ACTIVATIONS.index(p.activation),
     )
-    pack = (*block_csr(weight, p.mask()), (p.n, p.k), *pack) if isinstance(p, SparseProblem) else (weight, *pack)
     return Case(
         str(p),
         "linear_w8a8",
@@ -144,16 +161,35 @@ def build_linear(p: LinearProblem) -> Case:
         {"out": ((p.m, p.n), p.out_dtype)},
         arguments,
         {"out": expected},
-        "pack_bsr" if sparse else "pack_w8a8",
+        "pack_w8a8" if len(stored) == 1 else "pack_bsr",
     )
 
 
-def block_csr(weight: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """crow, col and values of the 16 x 4 blocks in ``mask``, written out without package code."""
+def matrix_of(weight: Array) -> Array:
+    """``[out, in]``, or ``[out, kh * kw * in]`` of a convolution's ``[out, in, kh, kw]``."""
+    return weight if weight.ndim == 2 else weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def only_blocks(matrix: Array, mask: Array, form: Form) -> Array:
+    """The matrix with zeros where ``mask`` has no block."""
+    grid = matrix.reshape(mask.shape[0], form.height, mask.shape[1], form.width)
+    return np.asarray(grid * mask[:, None, :, None]).reshape(matrix.shape)
+
+
+def block_csr(matrix: Array, mask: Array, form: Form) -> tuple[Array, Array, Array]:
+    """crow, col and values of the blocks in ``mask``, written out without package code."""
     rows, columns = np.nonzero(mask)
     crow = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
-    blocks = weight.reshape(mask.shape[0], 16, mask.shape[1], 4).transpose(0, 2, 1, 3)
+    blocks = matrix.reshape(mask.shape[0], form.height, mask.shape[1], form.width).transpose(0, 2, 1, 3)
     return crow, columns.astype(np.int32), np.ascontiguousarray(blocks[rows, columns])
+
+
+def place(a: Array | None, p: ConvProblem) -> Array | None:
+    """[pixels, channels] or NHWC → the problem's layout, 4-D."""
+    if a is None:
+        return None
+    a = a.reshape(p.batch, *p.out_size, p.out_channels) if a.ndim == 2 else a
+    return np.ascontiguousarray(a.transpose(0, 3, 1, 2)) if p.layout == "nchw" else a
 
 
 def build_conv(p: ConvProblem) -> Case:
@@ -162,38 +198,56 @@ def build_conv(p: ConvProblem) -> Case:
     x, scale = problems.fill_inputs(rng, (p.batch, p.height, p.width, p.channels), p)
     shape = (p.out_channels, p.channels // p.groups, *p.kernel)
     weight, weight_scale, bias = problems.fill_weights(rng, shape, p.k, scale, p)
+    stored: tuple[Any, ...] = (weight,)
+    if isinstance(p, BlockConv):
+        mask = block_mask(p)
+        matrix = only_blocks(matrix_of(weight), mask, p.form)
+        weight = matrix.reshape(p.out_channels, *p.kernel, p.channels).transpose(0, 3, 1, 2)
+        stored = (*block_csr(matrix, mask, p.form), shape)
     residual, epilogue = _epilogue(rng, p, weight_scale, bias, (p.pixels, p.out_channels))
     zero_point = int(rng.integers(256))
     q = x if p.in_dtype == "u8" else oracles.quantize_per_tensor(oracles.decode(x, p.in_dtype), scale, zero_point)
     acc = oracles.conv2d_acc(q, zero_point, weight, p.stride, p.padding, p.dilation, p.groups)
     out_scale, out_zero, flat = _finish(rng, acc.reshape(p.pixels, -1), scale, epilogue, p.out_dtype)
-    nhwc = (p.batch, *p.out_size, p.out_channels)
+    activation = oracles.ACTIVATIONS.index(p.activation)
+    pack = (*stored, weight_scale, bias, 0, scale, zero_point, activation)
+    dense = len(stored) == 1
+    if dense:
+        pack = (*pack, p.groups)
+    packer = "pack_w8a8" if dense else "pack_bsr"
+    return conv_case(p, "conv2d_w8a8", pack, packer, x, residual, (out_scale, out_zero), flat)
 
-    def place(a: Array | None) -> Array | None:
-        """[pixels, channels] → the problem's layout."""
-        if a is None:
-            return None
-        a = a.reshape(nhwc)
-        return np.ascontiguousarray(a.transpose(0, 3, 1, 2)) if p.layout == "nchw" else a
 
-    expected = Expected(flat.dtype, place(flat.exact), flat.signed_zero, place(flat.y), place(flat.bound))
-    if p.layout == "nchw":
-        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    out_shape = (nhwc[0], nhwc[3], nhwc[1], nhwc[2]) if p.layout == "nchw" else nhwc
+def conv_case(
+    p: ConvProblem,
+    function: str,
+    pack: tuple[Any, ...],
+    packer: str,
+    x: Array,
+    residual: Array | None,
+    out: tuple[float, int],
+    flat: Expected,
+    exact: bool = True,
+) -> Case:
+    """The case of a convolution; NHWC ``x``, ``residual`` and ``flat`` ``[pixels, channels]`` get its layout."""
+    expected = Expected(flat.dtype, place(flat.exact, p), flat.signed_zero, place(flat.y, p), place(flat.bound, p))
+    height, width = p.out_size
+    channels = p.out_channels
+    out_shape = (p.batch, height, width, channels) if p.layout == "nhwc" else (p.batch, channels, height, width)
     arguments = {
         "stride": p.stride,
         "padding": p.padding,
         "dilation": p.dilation,
-        "residual": place(residual),
+        "residual": place(residual, p),
         "dtype": p.in_dtype,
         "out_dtype": p.out_dtype,
         "layout": p.layout,
-        "out_scale": out_scale,
-        "out_zero_point": out_zero,
+        "out_scale": out[0],
+        "out_zero_point": out[1],
     }
-    activation = oracles.ACTIVATIONS.index(p.activation)
-    pack = (weight, weight_scale, bias, 0, scale, zero_point, activation, p.groups)
-    return Case(str(p), "conv2d_w8a8", pack, (x,), {"out": (out_shape, p.out_dtype)}, arguments, {"out": expected})
+    inputs = (np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if p.layout == "nchw" else x,)
+    outputs = {"out": (out_shape, p.out_dtype)}
+    return Case(str(p), function, pack, inputs, outputs, arguments, {"out": expected}, packer, exact)
 
 
 def build_quantize(p: QuantizeProblem) -> Case:

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests import problems
+from tests import block_problems, problems
 from tests.conftest import MIN_CASES, cases_run
 from tests.kernels import runner
+from tests.kernels.families import FAMILIES
 from tests.oracles import ACTIVATIONS
 
-FAMILIES: dict[str, tuple[Callable[[int], Any], Callable[[Any], runner.Case]]] = {
-    "linear_w8a8": (problems.linear_problem, runner.build_linear),
-    "linear_bsr_w8a8": (problems.sparse_problem, runner.build_linear),
-    "conv2d_w8a8": (problems.conv_problem, runner.build_conv),
-    "quantize": (problems.quantize_problem, runner.build_quantize),
-}
+
+def _agree(expected: runner.Expected, out: Any, first: Any) -> str:
+    """Empty when ``out`` is right: as the oracle allows, and the bits of the first ISA where there is one."""
+    if first is not None:
+        return "" if runner.same_bits(first, out, expected.dtype) else "differs from the first ISA"
+    return runner.check(expected, out)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_problems_match_oracle_on_every_isa(native: Any, family: str, problem_range: range) -> None:
+    """Exact problems run on every ISA, float ones on two: their bits may differ, and each ISA gets two in five."""
     make, build = FAMILIES[family]
     cases = [build(make(index)) for index in problem_range]
-    first: list[dict[str, Any]] = []
-    for turn, isa in enumerate(native.isa_supported()):
+    isas = native.isa_supported()
+    first: dict[int, dict[str, Any]] = {}
+    for turn, isa in enumerate(isas):
         native.set_isa(isa)
         for number, case in enumerate(cases):
-            threads = 1 + (number + turn) % 3
+            if not case.exact and (turn - number) % len(isas) not in (0, 2 % len(isas)):
+                continue
+            # Starting threads takes longer than a small problem: one in four may have several.
+            threads = 1 + (number // 4 + turn) % 3 if number % 4 == 0 else 1
             out = case.run(native, threads)
-            if turn == 0:
-                first.append(out)
             for name, expected in case.expected.items():
-                wrong = runner.check(expected, out[name])
+                wrong = _agree(expected, out[name], first[number][name] if number in first else None)
                 assert not wrong, f"{isa}, {threads} threads, {name}: {wrong}\n{case.label}"
-                assert runner.same_bits(first[number][name], out[name], expected.dtype), (
-                    f"{isa} with {threads} threads differs from {native.isa_supported()[0]} in {name}\n{case.label}"
-                )
-    assert len(first) == len(problem_range)
-    cases_run[family] += len(problem_range)
+            if case.exact:
+                first.setdefault(number, out)
+    cases_run[family] += len(cases)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,6 +50,10 @@ def test_at_least_20000_problems_are_distinct(family: str, request: pytest.Fixtu
     distinct = {make(index).key for index in range(count)}
     assert len(distinct) >= MIN_CASES
     assert len(distinct) >= 0.999 * count
+
+
+#: Every way that the blocks of a problem can lie.
+ALL_BLOCKS = frozenset(block_problems.BLOCKS) | {"steps", "ends", "sparse"}
 
 
 def _covers(seen: set[Any], *sets: Any) -> bool:
@@ -82,19 +87,45 @@ def test_linear_problems_cover_every_remainder_and_field() -> None:
     assert len(fields) > 0.9 * epilogues * len(problems.INPUT_KINDS)
 
 
-def test_sparse_problems_cover_every_remainder_and_field() -> None:
-    ps = [problems.sparse_problem(i) for i in range(MIN_CASES)]
+@pytest.mark.parametrize("form", block_problems.FORMS, ids=str)
+def test_block_sparse_linear_problems_cover_every_remainder_and_field(form: block_problems.Form) -> None:
+    ps = [block_problems.linear_problems(form)(i) for i in range(MIN_CASES)]
     for tile in (4, 16, 32):
         assert _covers({(p.m % tile, p.activation) for p in ps}, range(tile), ACTIVATIONS)
-        assert _covers({(p.m % tile, p.blocks) for p in ps}, range(tile), set(problems.BLOCKS))
+    assert {p.m for p in ps} == set(range(1, 140))
+    kinds = problems.INPUT_KINDS if form.value == "s8" else problems.FLOAT_DTYPES
+    outs = problems.OUT_DTYPES if form.value == "s8" else problems.OUT_DTYPES[:-1]
+    for tile in (4, 16, 32):
+        assert _covers({(p.m % tile, p.blocks) for p in ps}, range(tile), ALL_BLOCKS)
+        assert _covers({(p.m % tile, p.in_dtype, p.mode, p.per_token_given) for p in ps}, range(tile), kinds)
+    panels = {-(-p.n // 16) for p in ps}
+    assert panels == set(range(1, 6))
+    assert _covers({(p.m, p.n) for p in ps if p.m <= 41}, range(41), {p.n for p in ps})
+    assert _covers({(p.n % 64, p.out_dtype, p.residual) for p in ps}, {p.n % 64 for p in ps}, outs, problems.RESIDUALS)
+    assert _covers({(p.k // form.width % 16, p.blocks) for p in ps}, range(16), ALL_BLOCKS)
+    assert any(p.k // form.width > 3 * 255 for p in ps)
+
+
+@pytest.mark.parametrize("forms", [block_problems.S8_FORMS, block_problems.REAL_FORMS], ids=["s8", "float"])
+def test_block_sparse_conv_problems_cover_every_remainder_and_field(forms: tuple[block_problems.Form, ...]) -> None:
+    everything = [block_problems.conv_problems(forms)(i) for i in range(MIN_CASES)]
+    for form in forms:
+        ps = [p for p in everything if p.form == form]
+        assert _covers({(p.pixels % 16, p.activation) for p in ps}, range(16), ACTIVATIONS)
+        assert {p.pixels % 32 for p in ps} == set(range(32))
+        assert _covers({(p.stride, p.kernel, p.layout) for p in ps if p.kernel != (3, 3)}, range(6), range(5), range(2))
+        assert _covers({(p.stride, p.dilation, p.layout) for p in ps}, range(6), range(3), range(2))
+        assert _covers({(p.blocks, p.layout, p.in_dtype) for p in ps}, ALL_BLOCKS, range(2), {p.in_dtype for p in ps})
         assert _covers(
-            {(p.m % tile, p.in_dtype, p.mode, p.per_token_given) for p in ps}, range(tile), problems.INPUT_KINDS
+            {(p.out_dtype, p.residual, p.layout) for p in ps},
+            {p.out_dtype for p in ps},
+            problems.RESIDUALS,
+            range(2),
         )
-    assert _covers({(p.m, p.n) for p in ps}, range(71), range(9))
-    assert _covers(
-        {(p.n // 16 % 4, p.out_dtype, p.residual) for p in ps}, range(4), problems.OUT_DTYPES, problems.RESIDUALS
-    )
-    assert _covers({(p.k // 4 % 16, p.blocks) for p in ps}, range(16), set(problems.BLOCKS))
+        assert len({p.padding for p in ps if len(set(p.padding)) == 4}) == 24
+        assert any(p.stride[0] > p.kernel[0] and p.stride[1] > p.kernel[1] for p in ps)
+        assert any(p.k // form.width > 255 for p in ps)
+        assert {p.batch for p in ps} == {1, 2, 3}
 
 
 def test_conv_problems_cover_every_remainder_and_field() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastcompress.ops import W8A8Canonical, info, pack
-from tests import oracles
+from fastcompress.ops import BlockCSR, SparseCanonical, W8A8Canonical, info, pack
+from tests import oracles, tolerances
+from tests.block_problems import REAL_FORMS, Form
 
 ops = torch.ops.fastcompress
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -199,6 +200,113 @@ def test_blob_may_start_at_any_aligned_address() -> None:
             ops.linear_w8a8(x, wide[shift:], 33)
 
 
+def _block_layer(
+    seed: int, form: Form, rows: int, columns: int, kernel: tuple[int, int] | None = None, activation: str = "relu"
+) -> SparseCanonical:
+    g = torch.Generator().manual_seed(seed)
+    dtype = torch.bfloat16 if form.value == "bf16" else torch.float32
+    blocks = torch.randn(rows, form.height, columns, form.width, generator=g).to(dtype)
+    blocks *= torch.rand(rows, 1, columns, 1, generator=g) < 0.4
+    matrix = blocks.view(rows * form.height, columns * form.width)
+    bias = torch.randn(matrix.shape[0], generator=g)
+    return SparseCanonical(BlockCSR.from_dense(matrix, (form.height, form.width)), bias, activation, kernel)
+
+
+def _assert_real(got: Tensor, rows: np.ndarray, c: SparseCanonical, residual: Tensor | None) -> None:
+    """``got`` is relu(rows · weight + bias + residual) within the bound of float32 sums."""
+    weight = c.blocks.to_dense().double().numpy()
+    terms = c.blocks.to_dense().ne(0).sum(1).numpy()
+    assert c.bias is not None
+    acc, absolute = oracles.block_sums(rows.astype(np.float64), weight, weight != 0)
+    y, error = acc + c.bias.numpy(), tolerances.block_bound(terms, absolute)
+    error = tolerances.added_bound(error, y)
+    if residual is not None:
+        y = y + _numpy(residual).reshape(y.shape)
+        error = tolerances.added_bound(error, y)
+    y = np.maximum(y, 0)
+    name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[got.dtype]
+    distance = np.abs(got.double().numpy().reshape(y.shape) - y)
+    assert (distance <= tolerances.rounded_bound(name, error, y)).all()
+
+
+@relaxed
+@given(
+    lead=st.lists(st.integers(0, 5), max_size=3),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 40),
+    form=st.sampled_from(REAL_FORMS),
+    layout=st.sampled_from(LAYOUTS),
+    residual_layout=st.sampled_from((None, *LAYOUTS)),
+    dtype=st.sampled_from(FLOATS),
+    seed=seeds,
+)
+def test_linear_bsr_takes_any_shape_and_strides(
+    lead: list[int],
+    rows: int,
+    columns: int,
+    form: Form,
+    layout: str,
+    residual_layout: str | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    c = _block_layer(seed, form, rows, columns)
+    n, k = c.weight_shape
+    g = torch.Generator().manual_seed(seed)
+    x = _lay(torch.randn(*lead, k, generator=g).to(dtype), layout)
+    before = x.clone()
+    residual = None if residual_layout is None else _lay(torch.randn(*lead, n, generator=g), residual_layout)
+    out = ops.linear_bsr(x, pack(c), n, residual)
+    assert (out.shape, out.dtype) == ((*lead, n), dtype)
+    assert out.is_contiguous()
+    _assert_real(out, _numpy(x).reshape(-1, k), c, residual)
+    assert torch.equal(x, before)
+
+
+@relaxed
+@given(
+    batch=st.integers(0, 3),
+    size=st.tuples(sizes, sizes),
+    rows=st.integers(1, 4),
+    channel_blocks=st.integers(1, 6),
+    form=st.sampled_from(REAL_FORMS),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(*[st.integers(0, 3)] * 4),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    layout=st.sampled_from((*LAYOUTS, "channels_last")),
+    dtype=st.sampled_from(FLOATS),
+    seed=seeds,
+)
+def test_conv2d_bsr_takes_any_geometry_and_strides(
+    batch: int,
+    size: tuple[int, int],
+    rows: int,
+    channel_blocks: int,
+    form: Form,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    layout: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    height = max(size[0], dilation[0] * (kernel[0] - 1) + 1 - padding[0] - padding[1], 1)
+    width = max(size[1], dilation[1] * (kernel[1] - 1) + 1 - padding[2] - padding[3], 1)
+    c = _block_layer(seed, form, rows, channel_blocks * kernel[0] * kernel[1], kernel)
+    out_channels, channels = c.weight_shape[:2]
+    x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else _lay(x, layout)
+    out = ops.conv2d_bsr(x, pack(c), out_channels, kernel, stride, padding, dilation)
+    nhwc = np.ascontiguousarray(_numpy(x).transpose(0, 2, 3, 1)).astype(np.float64)
+    patches = oracles.conv2d_patches(nhwc, kernel, stride, padding, dilation)
+    assert (out.permute(0, 2, 3, 1).shape, out.dtype) == ((*patches.shape[:3], out_channels), dtype)
+    _assert_real(out.permute(0, 2, 3, 1), patches.reshape(-1, c.blocks.shape[1]), c, None)
+    if batch:
+        assert torch.equal(ops.conv2d_bsr(x[0], pack(c), out_channels, kernel, stride, padding, dilation), out[0])
+
+
 def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     x, image = torch.randn(3, 4, 20), torch.randn(2, 6, 7, 5)
     static, dynamic = _layer(1, (9, 20), "static"), _layer(2, (9, 20), "dynamic")
@@ -207,6 +315,10 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     conv_out = ops.conv2d_w8a8(image, pack(conv), 8, *geometry)
     q, scale, zero_point = ops.quantize_per_token(x)
     grad_x = x.clone().requires_grad_()
+    bsr = [_block_layer(4, form, 2, 20 // form.width, None, "silu") for form in REAL_FORMS]
+    conv_bsr = [_block_layer(5, form, 2, 9 * 6 // form.width, (3, 3), "gelu") for form in REAL_FORMS]
+    n = [c.weight_shape[0] for c in bsr]
+    added = torch.randn(2, n[0], *conv_out.shape[2:])
     return {
         "quantize_per_tensor": [((x, 0.1, 3, torch.uint8), {}), ((x.half(), 0.1, -3, torch.int8), {})],
         "quantize_per_token": [((x,), {}), ((x.bfloat16(), True), {})],
@@ -227,8 +339,30 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
             ),
             ((image[0], pack(conv), 8, *geometry), {}),
         ],
-        "linear_backward": [((torch.randn(3, 4, 9), x, pack(dynamic)), {})],
-        "conv2d_backward": [((torch.randn_like(conv_out), image, pack(conv), *geometry), {})],
+        "linear_bsr": [
+            *(((x, pack(c), c.weight_shape[0]), {}) for c in bsr),
+            ((grad_x, pack(bsr[0]), n[0], torch.randn(3, 4, n[0], requires_grad=True)), {}),
+            ((x.bfloat16(), pack(bsr[3]), n[3]), {"out_dtype": torch.float32}),
+            ((x.half(), pack(bsr[1]), n[1]), {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 7}),
+            ((x[:0], pack(bsr[2]), n[2]), {}),
+        ],
+        "conv2d_bsr": [
+            *(((image, pack(c), c.weight_shape[0], *geometry), {}) for c in conv_bsr),
+            ((image.clone().requires_grad_(), pack(conv_bsr[0]), n[0], *geometry), {"residual": added}),
+            (
+                (image.contiguous(memory_format=torch.channels_last), pack(conv_bsr[1]), n[1], *geometry),
+                {"out_dtype": torch.int8},
+            ),
+            ((image[0], pack(conv_bsr[3]), n[3], *geometry), {}),
+        ],
+        "linear_backward": [
+            ((torch.randn(3, 4, 9), x, pack(dynamic)), {}),
+            ((torch.randn(3, 4, n[0]), x, pack(bsr[0])), {}),
+        ],
+        "conv2d_backward": [
+            ((torch.randn_like(conv_out), image, pack(conv), *geometry), {}),
+            ((added, image, pack(conv_bsr[0]), *geometry), {}),
+        ],
         "dequantize": [
             ((pack(static), "weight", [9, 20], torch.float32), {}),
             ((pack(static), "bias", [9], torch.half), {}),
@@ -241,6 +375,8 @@ OPERATORS = (
     "quantize_per_token",
     "linear_w8a8",
     "conv2d_w8a8",
+    "linear_bsr",
+    "conv2d_bsr",
     "linear_backward",
     "conv2d_backward",
     "dequantize",

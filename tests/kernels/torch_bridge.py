@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcompress.ops import W8A8Canonical
+from fastcompress.ops import BlockCSR, SparseCanonical, SparseW8A8Canonical, W8A8Canonical
 from tests import oracles, problems
 
-__all__ = ["TORCH", "array", "canonical", "tensor"]
+__all__ = ["TORCH", "array", "block_canonical", "canonical", "tensor"]
 
 TORCH: dict[str, torch.dtype] = {
     "f32": torch.float32,
@@ -52,3 +53,17 @@ def canonical(pack: tuple[Any, ...]) -> W8A8Canonical:
         oracles.ACTIVATIONS[activation],
         *groups,
     )
+
+
+def block_canonical(pack: tuple[Any, ...]) -> SparseW8A8Canonical | SparseCanonical:
+    """`canonical` for the arguments of pack_bsr."""
+    crow, col, values, shape, scale, bias, mode, input_scale, zero_point, activation = pack
+    values = tensor(values, "bf16" if values.dtype == np.uint16 else "")
+    blocks = BlockCSR(torch.from_numpy(crow), torch.from_numpy(col), values, (shape[0], math.prod(shape[1:])))
+    kernel_size = (shape[2], shape[3]) if len(shape) == 4 else None
+    added = None if bias is None else torch.from_numpy(bias)
+    name = oracles.ACTIVATIONS[activation]
+    if scale is None:
+        return SparseCanonical(blocks, added, name, kernel_size)
+    codes = (problems.MODES[mode], input_scale, zero_point, name)
+    return SparseW8A8Canonical(blocks, torch.from_numpy(scale), added, *codes, kernel_size=kernel_size)
