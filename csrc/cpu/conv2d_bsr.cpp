@@ -56,7 +56,7 @@ class BsrConv {
             : first(first_image),
               images(std::min(c.chunk_, c.call_.batch - first_image)),
               positions(c.layout_.positions(images)),
-              width(tile_width(c.kernel_, c.blob_, positions, c.threads_)),
+              width(tile_width(c.kernel_, positions, c.threads_)),
               tiles(ceil_div(positions, width)),
               offsets(plane_offsets(c.blob_, c.call_, c.layout_, images)),
               cuts(cut_panels(c.blob_, c.threads_ == 1

@@ -26,7 +26,7 @@ class BsrLinear {
     BsrLinear(const LinearInput& input, const Epilogue& epilogue)
         : in_(input), epilogue_(epilogue), kernel_(sparse_kernel(input.table, input.blob)), threads_(count_threads()) {
         interleaved_ = !kernel_.few_rows || rows() > kSparseFewRows;
-        width_ = interleaved_ ? tile_width(kernel_, in_.blob, rows(), threads_) : kSparseFewRows;
+        width_ = interleaved_ ? tile_width(kernel_, rows(), threads_) : kSparseFewRows;
         tiles_ = ceil_div(rows(), width_);
         // Tiles are cut into several tasks only while there are few.
         const int64_t wanted = ceil_div(threads_ * (interleaved_ ? kTasksPerThread : 1), tiles_);

@@ -6,10 +6,7 @@
 namespace fastcompress {
 namespace {
 
-constexpr int64_t kNarrow = 16;  // tokens of the narrowest tile
-// A narrow tile of blocks of 16 channels needs no transposition at the end of each panel; a wide one multiplies faster: worth it
-// from so many s8 blocks a panel on, or half as many floats.
-constexpr int64_t kWideBlocks = 12;
+constexpr int64_t kNarrow = 16;         // tokens of the narrowest tile
 constexpr int64_t kWideEnough = 32;     // tokens: narrower tiles are slower
 constexpr int64_t kRealMultiplies = 4;  // a float product takes as long as so many s8 ones
 
@@ -50,9 +47,7 @@ std::vector<int64_t> cut_panels(const BlobHeader& blob, int64_t runs) {
     return cuts;
 }
 
-int64_t tile_width(const SparseKernel& kernel, const BlobHeader& blob, int64_t tokens, int threads) {
-    const int64_t wide_blocks = has_real_weights(blob) ? kWideBlocks / 2 : kWideBlocks;
-    if (tokens <= kNarrow || (blob.block_h == kPanel && blob.entries < wide_blocks * blob.panels)) return kNarrow;
+int64_t tile_width(const SparseKernel& kernel, int64_t tokens, int threads) {
     int64_t tiles = ceil_div(tokens, kernel.widest);
     tiles = std::max(tiles, std::min<int64_t>(threads, tokens / kWideEnough));
     return round_up(ceil_div(tokens, tiles), kNarrow);

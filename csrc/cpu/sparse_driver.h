@@ -25,7 +25,7 @@ std::vector<int64_t> cut_panels(const BlobHeader& blob, int64_t runs);
 
 // Tokens of a tile when `tokens` are cut evenly into as few tiles as the kernel's width allows, but into one for each thread
 // while that leaves them wide.
-int64_t tile_width(const SparseKernel& kernel, const BlobHeader& blob, int64_t tokens, int threads);
+int64_t tile_width(const SparseKernel& kernel, int64_t tokens, int threads);
 
 // What `tokens` tokens cost; inputs and outputs are the caller's to add.
 Work sparse_work(const BlobHeader& blob, int64_t tokens);

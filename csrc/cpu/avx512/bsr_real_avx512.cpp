@@ -2,17 +2,18 @@
 // clang-format off: the transposition comes before the templates that use it
 #include "../simd/real_avx512.h"
 #include "../simd/transpose_avx512.h"
-#include "../families/bsr_blocks16_avx512.h"
+#include "../families/bsr_channels_impl.h"
+#include "../families/bsr_tokens_impl.h"
 // clang-format on
 #include "../tables.h"
 
 namespace fastcompress {
 
 extern const SparseKernel kSparseReal_avx512[] = {
-    {DType::f32, 16, 1, "vfmadd 8x32", bsr_few_rows<F32x16>, bsr_tile_blocks16<F32x16>, 32},
-    {DType::f32, 4, 1, "vfmadd 4x64", nullptr, bsr_tile_tokens<F32x16, 4, 4, 4>, 64},
-    {DType::f32, 1, 1, "vfmadd 1x64", nullptr, bsr_tile_tokens<F32x16, 1, 1, 4>, 64},
-    {DType::bf16, 16, 2, "vfmadd 8x32", bsr_few_rows<Bf16x16>, bsr_tile_blocks16<Bf16x16>, 32},
+    {DType::f32, 16, 1, "vfmadd 16x16", bsr_few_rows<F32x16>, bsr_tile_channels<F32x16, 16>, 16},
+    {DType::f32, 4, 1, "vfmadd 4x64", nullptr, bsr_tile_tokens<F32x16, 4, 4>, 64},
+    {DType::f32, 1, 1, "vfmadd 1x64", nullptr, bsr_tile_tokens<F32x16, 1, 4>, 64},
+    {DType::bf16, 16, 2, "vfmadd 16x16", bsr_few_rows<Bf16x16>, bsr_tile_channels<Bf16x16, 16>, 16},
 };
 
 extern const InterleaveFunction kInterleave_avx512 = bsr_interleave;

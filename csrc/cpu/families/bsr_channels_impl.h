@@ -3,8 +3,10 @@
 //     acc[token] += broadcast(token's inputs) . block           1 + T loads for T products
 //
 // The outer product of a block with the inputs of some tokens goes into accumulators that stay in registers for a whole panel, so
-// the cost of a panel is that of its blocks: no masks, no gathers, no decoding. Two loads a cycle bound it: 0.80 of the ceiling at
-// 16 tokens on Zen 5. (A product with a broadcast memory operand would save an instruction and runs at half speed there.)
+// the cost of a panel is that of its blocks: no masks, no gathers, no decoding. Broadcasts from memory alone would bound it (17 loads
+// for 16 products: 11 cycles on Zen 5, where the products take 8), so half of the tokens come by fours. (A product with a broadcast
+// memory operand would save an instruction and runs at half speed there. Tokens in lanes, eight channels at a time, reach the same rate
+// and pay with a transposition.)
 #pragma once
 
 #include "bsr_blocks.h"
@@ -18,6 +20,8 @@ template <class Dot, int T, class Places>
 __attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8_t* a, int64_t token_step,
                                             int64_t part_step, Places places, int32_t* c) {
     constexpr int per_panel = kPanel / Dot::lanes, parts = Dot::parts;
+    // In a tile, half of the tokens are loaded by fours and broadcast by shuffles, which have ports of their own.
+    constexpr int single = Dot::has_four && T == 16 ? T / 2 : T;
     // A few tokens alone cannot cover the latency of a product: further chains take every other block.
     constexpr int chains = T * per_panel >= 8 ? 1 : T * per_panel >= 4 ? 2 : 4;
     typename Dot::Acc acc[chains][T][per_panel];
@@ -44,10 +48,20 @@ __attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8
 #pragma GCC unroll 16
                 for (int v = 0; v < per_panel; ++v) b[v] = load_block<Dot>(w + v * 4 * Dot::lanes, part);
 #pragma GCC unroll 16
-                for (int t = 0; t < T; ++t) {
+                for (int t = 0; t < single; ++t) {
                     const typename Dot::A x = Dot::broadcast(token[t] + offset + part * part_step);
 #pragma GCC unroll 16
                     for (int v = 0; v < per_panel; ++v) acc[u][t][v] = Dot::dot(acc[u][t][v], x, b[v]);
+                }
+                if constexpr (single < T) {
+#pragma GCC unroll 16
+                    for (int t = single; t < T; t += 4) {
+                        const typename Dot::Four four = Dot::load_four(token[t] + offset + part * part_step);
+                        acc[u][t][0] = Dot::dot(acc[u][t][0], Dot::template one_of<0>(four), b[0]);
+                        acc[u][t + 1][0] = Dot::dot(acc[u][t + 1][0], Dot::template one_of<1>(four), b[0]);
+                        acc[u][t + 2][0] = Dot::dot(acc[u][t + 2][0], Dot::template one_of<2>(four), b[0]);
+                        acc[u][t + 3][0] = Dot::dot(acc[u][t + 3][0], Dot::template one_of<3>(four), b[0]);
+                    }
                 }
             }
         }

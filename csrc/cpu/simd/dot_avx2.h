@@ -15,6 +15,7 @@ inline int32_t load_quad(const void* p) {
 
 struct Dot256Base {
     static constexpr int lanes = 8, parts = 1;
+    static constexpr bool has_four = false;
     using Acc = __m256i;
     static Acc zero() { return _mm256_setzero_si256(); }
     static void pin(Acc& a) { asm("" : "+x"(a)); }  // as in dot_avx512.h

@@ -27,6 +27,7 @@ struct Dot512Base {
 
 // Even and odd bytes as int16; two vpmaddwd add them up exactly.
 struct DotWiden512 : Dot512Base {
+    static constexpr bool has_four = false;
     struct B {
         __m512i even, odd;
     };

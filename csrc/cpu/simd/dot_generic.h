@@ -7,6 +7,7 @@ namespace {
 
 struct DotGeneric {
     static constexpr int lanes = 16, parts = 1;
+    static constexpr bool has_four = false;
     struct Acc {
         int32_t v[lanes];
     };

@@ -9,6 +9,7 @@ namespace {
 
 struct Real256 {
     static constexpr int lanes = 8;
+    static constexpr bool has_four = false;
     using Acc = __m256;
     using A = __m256;
     using B = __m256;

@@ -9,6 +9,7 @@ namespace {
 
 struct Real512 {
     static constexpr int lanes = 16;
+    static constexpr bool has_four = true;
     using Acc = __m512;
     using A = __m512;
     using B = __m512;
@@ -18,6 +19,15 @@ struct Real512 {
     static void store(int32_t* p, Acc a) { _mm512_storeu_si512(p, _mm512_castps_si512(a)); }
     static A load_a(const uint8_t* p) { return _mm512_castsi512_ps(words(p)); }
     static A broadcast(const uint8_t* p) { return _mm512_castsi512_ps(word(p)); }
+    // Four tokens' inputs at once, and each of them from there.
+    using Four = __m512;
+    static Four load_four(const uint8_t* p) {
+        return _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
+    template <int i>
+    static A one_of(Four four) {
+        return _mm512_permute_ps(four, i * 0x55);
+    }
     static Acc dot(Acc acc, A a, B b) { return _mm512_fmadd_ps(a, b, acc); }
 
    protected:

@@ -7,6 +7,7 @@ namespace {
 
 struct RealGeneric {
     static constexpr int lanes = 16;
+    static constexpr bool has_four = false;
     struct Acc {
         float v[lanes];
     };
