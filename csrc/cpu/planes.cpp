@@ -10,8 +10,6 @@ namespace fastcompress {
 namespace {
 
 constexpr int64_t kLineWords = 16;
-constexpr int64_t kRowsElements = 1 << 14;   // a task of whole rows prepares about so many
-constexpr int64_t kWordsElements = 1 << 12;  // a task of channels
 
 // One direction: rows or columns.
 struct Axis {
@@ -68,10 +66,11 @@ int64_t PlaneLayout::plane_words(int64_t images) const {
     return (ceil_div(total_rows(images) * pitch, kLineWords) | 1) * kLineWords;
 }
 
-PlaneLayout plane_layout(const BlobHeader& b, const ConvCall& c, int64_t out_h, int64_t out_w) {
+PlaneLayout plane_layout(const BlobHeader& b, const ConvCall& c, int64_t out_h, int64_t out_w, const OutputPart& part) {
     PlaneLayout l{};
-    const Axis rows = rows_of(b, c, out_h), columns = columns_of(b, c, out_w);
-    l.out_h = out_h;
+    const Axis rows = rows_of(b, c, part.rows), columns = columns_of(b, c, out_w);
+    l.first_row = part.row;
+    l.out_h = part.rows;
     l.out_w = out_w;
     l.phases_h = used_phases(rows);
     l.phases_w = used_phases(columns);
@@ -79,7 +78,7 @@ PlaneLayout plane_layout(const BlobHeader& b, const ConvCall& c, int64_t out_h, 
     l.pitch = wide.size - wide.shared;
     // Shared columns of the last row lie in one more.
     l.rows = high.size + (wide.shared > 0 ? 1 : 0);
-    l.image_rows = high.size - high.shared;
+    l.image_rows = part.rows == out_h ? high.size - high.shared : l.rows;
     l.words = has_real_weights(b) ? b.in_channels : b.in_channels / 4;
     return l;
 }
@@ -102,41 +101,31 @@ std::vector<int64_t> plane_offsets(const BlobHeader& b, const ConvCall& c, const
 }
 
 PlaneBuilder::PlaneBuilder(const KernelTable& table, const BlobHeader& blob, const ConvCall& call,
-                           const PlaneLayout& layout)
+                           const PlaneLayout& layout, const OutputPart& part)
     : table_(table),
       call_(call),
       layout_(layout),
+      part_(part),
       real_(has_real_weights(blob)),
+      plane_(layout.plane_words(part.images)),
+      word_step_(layout.phases() * plane_),
       channels_(blob.in_channels),
       inverse_scale_(1.0f / blob.input_scale),
-      zero_point_(blob.input_zero_point) {}
+      zero_point_(blob.input_zero_point) {
+    const int64_t first = part.row * call.stride_h - call.pad_top;
+    source0_ = std::clamp<int64_t>(first, 0, call.height);
+    source1_ = std::clamp<int64_t>(first + layout.rows * call.stride_h, source0_, call.height);
+}
 
-int64_t PlaneBuilder::scratch_bytes() const {
+int64_t PlaneBuilder::scratch_bytes(const BlobHeader& blob, const ConvCall& call) {
+    const bool real = has_real_weights(blob);
     const int64_t elements =
-        call_.channels_last ? call_.width * channels_ : (real_ ? call_.width : 4 * call_.height * call_.width);
-    return elements * (real_ ? 4 : 1) + 64;
+        call.channels_last ? call.width * blob.in_channels : (real ? 1 : 4) * call.height * call.width;
+    return elements * (real ? 4 : 1) + 64;
 }
 
-// Channels-last: tasks are rows of the planes. Channels-first: images times groups of words.
-int64_t PlaneBuilder::tasks(int64_t images) const {
-    if (call_.channels_last)
-        return ceil_div(layout_.total_rows(images),
-                        std::max<int64_t>(1, kRowsElements / (call_.width * channels_ * call_.stride_h)));
-    const int64_t word_elements = call_.height * call_.width * (real_ ? 1 : 4);
-    return images * ceil_div(layout_.words, std::max<int64_t>(1, kWordsElements / word_elements));
-}
-
-void PlaneBuilder::build(int64_t first, int64_t images, int64_t task, uint8_t* planes, uint8_t* scratch) const {
-    const int64_t count = tasks(images);
-    if (call_.channels_last) {
-        const int64_t rows = layout_.total_rows(images), each = ceil_div(rows, count);
-        return build_rows(first, images, std::min(rows, task * each), std::min(rows, (task + 1) * each), planes,
-                          scratch);
-    }
-    const int64_t per_image = count / images, each = ceil_div(layout_.words, per_image);
-    const int64_t part = task % per_image;
-    build_words(first, images, task / per_image, std::min(layout_.words, part * each),
-                std::min(layout_.words, (part + 1) * each), planes, scratch);
+void PlaneBuilder::build(uint8_t* planes, uint8_t* scratch) const {
+    call_.channels_last ? build_channels_last(planes, scratch) : build_channels_first(planes, scratch);
 }
 
 PlaneBuilder::Span PlaneBuilder::span(int64_t phase) const {
@@ -149,8 +138,8 @@ PlaneBuilder::Span PlaneBuilder::span(int64_t phase) const {
 }
 
 int64_t PlaneBuilder::source_row(int64_t row, int64_t phase) const {
-    const int64_t y = row * call_.stride_h + phase - call_.pad_top;
-    return y >= 0 && y < call_.height ? y : -1;
+    const int64_t y = (row + layout_.first_row) * call_.stride_h + phase - call_.pad_top;
+    return y >= source0_ && y < source1_ ? y : -1;
 }
 
 void PlaneBuilder::fill(uint32_t* to, int64_t count) const {
@@ -169,77 +158,88 @@ const uint8_t* PlaneBuilder::prepared(int64_t element, int64_t count, uint8_t* s
     return scratch;
 }
 
-void PlaneBuilder::build_rows(int64_t first, int64_t images, int64_t row0, int64_t row1, uint8_t* planes,
-                              uint8_t* scratch) const {
-    const int64_t plane = layout_.plane_words(images), word_step = layout_.phases() * plane;
+void PlaneBuilder::build_channels_last(uint8_t* planes, uint8_t* scratch) const {
     const int64_t pixel_bytes = channels_ * (real_ ? 4 : 1), line = call_.width * channels_;
-    for (int64_t row = row0; row < row1; ++row) {
-        const int64_t image = std::min(row / layout_.image_rows, images - 1);
+    for (int64_t row = 0; row < layout_.total_rows(part_.images); ++row) {
+        const int64_t image = std::min(row / layout_.image_rows, part_.images - 1);
         int64_t phase = 0;
         for (int64_t phase_h : layout_.phases_h) {
             const int64_t y = source_row(row - image * layout_.image_rows, phase_h);
             const uint8_t* from = nullptr;
-            if (y >= 0) from = prepared(((first + image) * call_.height + y) * line, line, scratch);
+            if (y >= 0) from = prepared(((part_.image + image) * call_.height + y) * line, line, scratch);
             for (int64_t phase_w : layout_.phases_w) {
-                uint32_t* to = reinterpret_cast<uint32_t*>(planes) + phase++ * plane + row * layout_.pitch;
+                uint32_t* to = reinterpret_cast<uint32_t*>(planes) + phase++ * plane_ + row * layout_.pitch;
                 Span s = span(phase_w);
                 if (y < 0) s = {layout_.pitch, 0, 0};
                 const int64_t right = layout_.pitch - s.left - s.count;
                 for (int64_t w = 0; w < layout_.words; ++w) {
-                    fill(to + w * word_step, s.left);
-                    fill(to + w * word_step + s.left + s.count, right);
+                    fill(to + w * word_step_, s.left);
+                    fill(to + w * word_step_ + s.left + s.count, right);
                 }
                 if (s.count > 0)
                     table_.sparse.interleave(from + s.source * pixel_bytes, call_.stride_w * pixel_bytes, s.count,
-                                             layout_.words, word_step, reinterpret_cast<uint8_t*>(to + s.left));
+                                             layout_.words, word_step_, reinterpret_cast<uint8_t*>(to + s.left));
             }
         }
     }
 }
 
-void PlaneBuilder::build_words(int64_t first, int64_t images, int64_t image, int64_t word0, int64_t word1,
-                               uint8_t* planes, uint8_t* scratch) const {
-    const int64_t plane = layout_.plane_words(images), source_plane = call_.height * call_.width;
-    const int64_t rows = image == images - 1 ? layout_.rows : layout_.image_rows;
-    const int64_t per_word = real_ ? 1 : 4, step = call_.stride_w;
-    for (int64_t word = word0; word < word1; ++word) {
-        const int64_t element = ((first + image) * channels_ + word * per_word) * source_plane;
-        const uint8_t* bytes = real_ ? nullptr : prepared(element, 4 * source_plane, scratch);
-        int64_t phase = word * layout_.phases();
-        for (int64_t phase_h : layout_.phases_h)
-            for (int64_t phase_w : layout_.phases_w) {
-                uint32_t* to =
-                    reinterpret_cast<uint32_t*>(planes) + phase++ * plane + image * layout_.image_rows * layout_.pitch;
-                const Span s = span(phase_w);
-                for (int64_t row = 0; row < rows; ++row, to += layout_.pitch) {
-                    const int64_t y = source_row(row, phase_h);
-                    if (y < 0) {
-                        fill(to, layout_.pitch);
-                        continue;
-                    }
-                    fill(to, s.left);
-                    fill(to + s.left + s.count, layout_.pitch - s.left - s.count);
-                    if (s.count == 0) continue;
-                    const int64_t at = y * call_.width + s.source;
-                    if (real_) {
-                        const float* from =
-                            reinterpret_cast<const float*>(prepared(element + at, (s.count - 1) * step + 1, scratch));
-                        if (step == 1) {
-                            std::memcpy(to + s.left, from, static_cast<size_t>(s.count) * 4);
-                        } else {
-                            for (int64_t x = 0; x < s.count; ++x) std::memcpy(to + s.left + x, from + x * step, 4);
-                        }
-                    } else if (step == 1) {
-                        interleave_4(bytes + at, source_plane, s.count, reinterpret_cast<uint8_t*>(to + s.left));
-                    } else {
-                        for (int64_t x = 0; x < s.count; ++x) {
-                            const uint8_t* p = bytes + at + x * step;
-                            const uint8_t four[4] = {p[0], p[source_plane], p[2 * source_plane], p[3 * source_plane]};
-                            std::memcpy(to + s.left + x, four, 4);
-                        }
-                    }
+void PlaneBuilder::build_channels_first(uint8_t* planes, uint8_t* scratch) const {
+    for (int64_t image = 0; image < part_.images; ++image)
+        for (int64_t word = 0; word < layout_.words; ++word) build_word(image, word, planes, scratch);
+}
+
+void PlaneBuilder::build_word(int64_t image, int64_t word, uint8_t* planes, uint8_t* scratch) const {
+    const int64_t source_plane = call_.height * call_.width, channels = real_ ? 1 : 4;
+    const int64_t element = ((part_.image + image) * channels_ + word * channels) * source_plane;
+    const int64_t offset = source0_ * call_.width, needed = (source1_ - source0_) * call_.width;
+    const int64_t size = real_ ? 4 : 1;
+    // The channels' rows that are needed, `step` elements apart.
+    int64_t step = source_plane;
+    const uint8_t* source = prepared(element + offset, needed, scratch);
+    if (!real_ && source == scratch) {
+        step = needed;
+        for (int64_t c = 1; c < channels; ++c)
+            prepared(element + c * source_plane + offset, needed, scratch + c * needed);
+    }
+    const int64_t rows = image == part_.images - 1 ? layout_.rows : layout_.image_rows;
+    uint32_t* plane =
+        reinterpret_cast<uint32_t*>(planes) + word * word_step_ + image * layout_.image_rows * layout_.pitch;
+    for (int64_t phase_h : layout_.phases_h)
+        for (int64_t phase_w : layout_.phases_w) {
+            const Span s = span(phase_w);
+            for (int64_t row = 0; row < rows; ++row) {
+                const int64_t y = source_row(row, phase_h);
+                uint32_t* to = plane + row * layout_.pitch;
+                if (y < 0) {
+                    fill(to, layout_.pitch);
+                } else {
+                    build_row(s, source + ((y - source0_) * call_.width + s.source) * size, step * size, to);
                 }
             }
+            plane += plane_;
+        }
+}
+
+void PlaneBuilder::build_row(const Span& s, const uint8_t* from, int64_t channel_step, uint32_t* to) const {
+    const int64_t step = call_.stride_w;
+    fill(to, s.left);
+    fill(to + s.left + s.count, layout_.pitch - s.left - s.count);
+    to += s.left;
+    if (real_) {
+        if (step == 1) {
+            std::memcpy(to, from, static_cast<size_t>(s.count) * 4);
+        } else {
+            for (int64_t x = 0; x < s.count; ++x) std::memcpy(to + x, from + 4 * x * step, 4);
+        }
+    } else if (step == 1) {
+        interleave_4(from, channel_step, s.count, reinterpret_cast<uint8_t*>(to));
+    } else {
+        for (int64_t x = 0; x < s.count; ++x) {
+            const uint8_t* p = from + x * step;
+            const uint8_t four[4] = {p[0], p[channel_step], p[2 * channel_step], p[3 * channel_step]};
+            std::memcpy(to + x, four, 4);
+        }
     }
 }
 

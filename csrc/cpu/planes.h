@@ -16,7 +16,14 @@
 
 namespace fastcompress {
 
+// The planes hold what a part of the output needs: some images, or some rows of one.
+struct OutputPart {
+    int64_t image, images;
+    int64_t row, rows;  // of each image
+};
+
 struct PlaneLayout {
+    int64_t first_row;  // of the output, as are the next two
     int64_t out_h, out_w;
     int64_t pitch;       // words from one row to the next
     int64_t image_rows;  // rows from one image to the next
@@ -33,20 +40,23 @@ struct PlaneLayout {
     int64_t positions(int64_t images) const { return ((images - 1) * image_rows + out_h - 1) * pitch + out_w; }
 };
 
-PlaneLayout plane_layout(const BlobHeader& blob, const ConvCall& call, int64_t out_h, int64_t out_w);
+// `out_h`, `out_w`: of the whole output.
+PlaneLayout plane_layout(const BlobHeader& blob, const ConvCall& call, int64_t out_h, int64_t out_w,
+                         const OutputPart& part);
 
 // Bytes from a position to what the block columns (blob.h) of its output pixel take, for planes of so many images.
 std::vector<int64_t> plane_offsets(const BlobHeader& blob, const ConvCall& call, const PlaneLayout& layout,
                                    int64_t images);
 
-// Builds the planes of images first .., in independent tasks.
+// Builds the planes of a part.
 class PlaneBuilder {
    public:
-    PlaneBuilder(const KernelTable& table, const BlobHeader& blob, const ConvCall& call, const PlaneLayout& layout);
+    PlaneBuilder(const KernelTable& table, const BlobHeader& blob, const ConvCall& call, const PlaneLayout& layout,
+                 const OutputPart& part);
 
-    int64_t scratch_bytes() const;
-    int64_t tasks(int64_t images) const;
-    void build(int64_t first, int64_t images, int64_t task, uint8_t* planes, uint8_t* scratch) const;
+    // Scratch for any part.
+    static int64_t scratch_bytes(const BlobHeader& blob, const ConvCall& call);
+    void build(uint8_t* planes, uint8_t* scratch) const;
 
    private:
     // Columns of a phase that hold source pixels.
@@ -58,9 +68,12 @@ class PlaneBuilder {
     // Row of the source in row `row` of a plane; -1: padding.
     int64_t source_row(int64_t row, int64_t phase) const;
 
-    void build_rows(int64_t first, int64_t images, int64_t row0, int64_t row1, uint8_t* planes, uint8_t* scratch) const;
-    void build_words(int64_t first, int64_t images, int64_t image, int64_t word0, int64_t word1, uint8_t* planes,
-                     uint8_t* scratch) const;
+    void build_channels_last(uint8_t* planes, uint8_t* scratch) const;
+    void build_channels_first(uint8_t* planes, uint8_t* scratch) const;
+    // One word of all pixels of image `image` of the part.
+    void build_word(int64_t image, int64_t word, uint8_t* planes, uint8_t* scratch) const;
+    // A row of a plane from four u8 channels, or one of floats, that begin `from` and lie `channel_step` bytes apart.
+    void build_row(const Span& span, const uint8_t* from, int64_t channel_step, uint32_t* to) const;
     void fill(uint32_t* to, int64_t count) const;
     // Elements from `element` on, as the kernels take them; in `scratch`, or where they are.
     const uint8_t* prepared(int64_t element, int64_t count, uint8_t* scratch) const;
@@ -68,7 +81,10 @@ class PlaneBuilder {
     const KernelTable& table_;
     const ConvCall& call_;
     const PlaneLayout& layout_;
+    const OutputPart& part_;
     bool real_;
+    int64_t plane_, word_step_;  // words
+    int64_t source0_, source1_;  // rows of the source that the part needs
     int64_t channels_;
     float inverse_scale_;
     int32_t zero_point_;
