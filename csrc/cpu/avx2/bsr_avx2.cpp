@@ -11,8 +11,8 @@ namespace fastcompress {
 
 extern const SparseKernel kSparseInteger_avx2[] = {
     {DType::s8, 16, 4, "vpmaddwd 16x4", bsr_few_rows<DotWiden256>, bsr_tile_channels<DotWiden256, 4>, 16},
-    {DType::s8, 4, 4, "vpmaddwd 4x16", nullptr, bsr_tile_tokens<DotWiden256, 4, 2>, 16},
-    {DType::s8, 1, 4, "vpmaddwd 1x64", nullptr, bsr_tile_tokens<DotWiden256, 1, 8>, 64},
+    {DType::s8, 4, 4, "vpmaddwd 4x16", nullptr, bsr_tile_tokens<DotWiden256, SteppedColumns, 4, 2>, 16},
+    {DType::s8, 1, 4, "vpmaddwd 1x64", nullptr, bsr_tile_tokens<DotWiden256, SteppedColumns, 1, 8>, 64},
 };
 
 }  // namespace fastcompress

@@ -11,8 +11,8 @@ namespace fastcompress {
 
 extern const SparseKernel kSparseInteger_avxvnni[] = {
     {DType::s8, 16, 4, "vpdpbusd 16x4", bsr_few_rows<DotVnni256>, bsr_tile_channels<DotVnni256, 4>, 16},
-    {DType::s8, 4, 4, "vpdpbusd 4x16", nullptr, bsr_tile_tokens<DotVnni256, 4, 2>, 16},
-    {DType::s8, 1, 4, "vpdpbusd 1x64", nullptr, bsr_tile_tokens<DotVnni256, 1, 8>, 64},
+    {DType::s8, 4, 4, "vpdpbusd 4x16", nullptr, bsr_tile_tokens<DotVnni256, SteppedColumns, 4, 2>, 16},
+    {DType::s8, 1, 4, "vpdpbusd 1x64", nullptr, bsr_tile_tokens<DotVnni256, SteppedColumns, 1, 8>, 64},
 };
 
 }  // namespace fastcompress

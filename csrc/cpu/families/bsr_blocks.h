@@ -8,50 +8,6 @@ namespace {
 using fastcompress::kPanel;
 using fastcompress::SparseProduct;
 
-// Columns of the blocks of a row, one after the other.
-struct NumberedColumns {
-    const uint16_t* at;
-    void restart() {}
-    int64_t next() { return *at++; }
-};
-struct SteppedColumns {
-    const uint8_t* at;
-    int64_t column = 0;
-    void restart() { column = 0; }
-    int64_t next() { return column += *at++; }
-};
-
-inline NumberedColumns columns_of(const SparseProduct& s, int64_t first, const NumberedColumns*) {
-    return {static_cast<const uint16_t*>(s.index) + first};
-}
-inline SteppedColumns columns_of(const SparseProduct& s, int64_t first, const SteppedColumns*) {
-    return {static_cast<const uint8_t*>(s.index) + first};
-}
-
-template <int BH>
-struct ColumnsOf {
-    using Type = SteppedColumns;
-};
-template <>
-struct ColumnsOf<kPanel> {
-    using Type = NumberedColumns;
-};
-
-// One row of blocks.
-template <int BH>
-struct BlockRow {
-    static constexpr int64_t bytes = 4 * BH;  // of a block
-    using Columns = typename ColumnsOf<BH>::Type;
-    Columns columns;
-    const int8_t* w;
-    int64_t count;
-
-    BlockRow(const SparseProduct& s, int64_t row)
-        : columns(columns_of(s, s.pointer[row], static_cast<const Columns*>(nullptr))),
-          w(reinterpret_cast<const int8_t*>(s.w) + s.pointer[row] * bytes),
-          count(s.pointer[row + 1] - s.pointer[row]) {}
-};
-
 // Where a column's inputs begin, in bytes.
 struct EvenPlaces {
     int64_t step;

@@ -15,9 +15,23 @@ namespace {
 
 constexpr int64_t kAheadBytes = 4096;  // a few rows are bound by memory: blocks are fetched so far ahead
 
+constexpr int64_t kBlockBytes = 4 * kPanel;
+
+// The blocks of one panel.
+struct PanelBlocks {
+    const uint16_t* column;
+    const int8_t* w;
+    int64_t count;
+
+    PanelBlocks(const SparseProduct& s, int64_t panel)
+        : column(static_cast<const uint16_t*>(s.index) + s.pointer[panel]),
+          w(reinterpret_cast<const int8_t*>(s.w) + s.pointer[panel] * kBlockBytes),
+          count(s.pointer[panel + 1] - s.pointer[panel]) {}
+};
+
 // The inputs of T tokens, token_step bytes apart.
 template <class Dot, int T, class Places>
-__attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8_t* a, int64_t token_step,
+__attribute__((noinline)) void bsr_channels(const PanelBlocks& blocks, const uint8_t* a, int64_t token_step,
                                             int64_t part_step, Places places, int32_t* c) {
     constexpr int per_panel = kPanel / Dot::lanes, parts = Dot::parts;
     // In a tile, half of the tokens are loaded by fours and broadcast by shuffles, which have ports of their own.
@@ -34,13 +48,13 @@ __attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8
     const uint8_t* token[T];
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) token[t] = a + t * token_step;
-    auto columns = blocks.columns;
+    const uint16_t* column = blocks.column;
     const int8_t* w = blocks.w;
     int64_t i = 0;
     for (; i + chains <= blocks.count; i += chains) {
 #pragma GCC unroll 16
-        for (int u = 0; u < chains; ++u, w += BlockRow<kPanel>::bytes) {
-            const int64_t offset = places(columns.next());
+        for (int u = 0; u < chains; ++u, w += kBlockBytes) {
+            const int64_t offset = places(*column++);
             if constexpr (T <= 4) __builtin_prefetch(w + kAheadBytes, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < parts; ++part) {
@@ -73,8 +87,8 @@ __attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8
                 for (int v = 0; v < per_panel; ++v) Dot::pin(acc[u][t][v]);
     }
     if constexpr (chains > 1) {
-        for (; i < blocks.count; ++i, w += BlockRow<kPanel>::bytes) {
-            const int64_t offset = places(columns.next());
+        for (; i < blocks.count; ++i, w += kBlockBytes) {
+            const int64_t offset = places(*column++);
 #pragma GCC unroll 2
             for (int part = 0; part < parts; ++part)
 #pragma GCC unroll 16
@@ -102,7 +116,7 @@ __attribute__((noinline)) void bsr_channels(BlockRow<kPanel> blocks, const uint8
 template <class Dot, int T>
 inline void bsr_few(const SparseProduct& s) {
     bsr_panels(s, [&](int64_t p, int32_t* c) {
-        bsr_channels<Dot, T>(BlockRow<kPanel>(s, p), s.a, s.row_stride, s.part_step, EvenPlaces{s.column_step}, c);
+        bsr_channels<Dot, T>(PanelBlocks(s, p), s.a, s.row_stride, s.part_step, EvenPlaces{s.column_step}, c);
     });
 }
 
@@ -121,7 +135,7 @@ void bsr_tile_channels(const SparseProduct& s) {
     with_places(s, [&](auto places) {
         bsr_panels(s, [&](int64_t p, int32_t* c) {
             for (int64_t t = 0; t < s.width; t += T)
-                bsr_channels<Dot, T>(BlockRow<kPanel>(s, p), s.a + kTokenBytes * t, kTokenBytes, s.part_step, places,
+                bsr_channels<Dot, T>(PanelBlocks(s, p), s.a + kTokenBytes * t, kTokenBytes, s.part_step, places,
                                      c + t * kTileLd);
         });
     });

@@ -29,23 +29,42 @@ __attribute__((always_inline)) inline void bsr_block_tokens(typename Dot::Acc (&
     }
 }
 
-// The rows of blocks from `row` on times V vectors of tokens: c[channel * ld + token]. All rows of a panel in one call: a call for each
-// cost a third of the time of 1x4 blocks.
-template <class Dot, int BH, int V, class Places>
-__attribute__((noinline)) void bsr_tokens(const SparseProduct& s, int64_t row, int64_t rows, const uint8_t* a,
-                                          Places places, int32_t* c, int64_t ld) {
+// Columns of the blocks of rows, one after the other (kernels.h, kFarBlock).
+struct NumberedColumns {
+    const uint16_t* at;
+    NumberedColumns(const void* index, int64_t entry) : at(static_cast<const uint16_t*>(index) + entry) {}
+    void begin_row() {}
+    int64_t next() { return *at++; }
+};
+struct SteppedColumns {
+    const uint8_t* at;
+    int64_t column = 0;
+    SteppedColumns(const void* index, int64_t entry) : at(static_cast<const uint8_t*>(index) + entry) {}
+    void begin_row() { column = 0; }
+    int64_t next() { return column += *at++; }
+};
+
+// The rows of blocks of one panel times V vectors of tokens: c[channel * ld + token]. All of them in one call: a call for each cost a
+// third of the time of 1x4 blocks.
+//
+// Small blocks reuse a load of tokens little and are bound by L2, where the tile lies. Taking columns by slabs that fit L1 costs as much
+// again in sums that are loaded and stored for each slab (docs/decisions.md).
+template <class Dot, class Columns, int BH, int V, class Places>
+__attribute__((noinline)) void bsr_tokens(const SparseProduct& s, int64_t panel, const uint8_t* a, Places places,
+                                          int32_t* c, int64_t ld) {
+    constexpr int64_t rows = kPanel / BH, block_bytes = 4 * BH;
     const int64_t part_step = s.part_step;
-    const int32_t* pointer = s.pointer + row;
-    auto columns = columns_of(s, pointer[0], static_cast<const typename BlockRow<BH>::Columns*>(nullptr));
-    const int8_t* w = reinterpret_cast<const int8_t*>(s.w) + pointer[0] * BlockRow<BH>::bytes;
+    const int32_t* pointer = s.pointer + panel * rows;
+    Columns columns(s.index, pointer[0]);
+    const int8_t* w = reinterpret_cast<const int8_t*>(s.w) + pointer[0] * block_bytes;
     for (int64_t r = 0; r < rows; ++r, c += BH * ld) {
         typename Dot::Acc acc[BH][V];
 #pragma GCC unroll 16
         for (int n = 0; n < BH; ++n)
 #pragma GCC unroll 16
             for (int v = 0; v < V; ++v) acc[n][v] = Dot::zero();
-        columns.restart();
-        for (int64_t i = pointer[r + 1] - pointer[r]; i > 0; --i, w += BlockRow<BH>::bytes) {
+        columns.begin_row();
+        for (int64_t i = pointer[r + 1] - pointer[r]; i > 0; --i, w += block_bytes) {
             bsr_block_tokens<Dot, BH, V>(acc, a + places(columns.next()), part_step, w);
 #pragma GCC unroll 16
             for (int n = 0; n < BH; ++n)
@@ -60,21 +79,21 @@ __attribute__((noinline)) void bsr_tokens(const SparseProduct& s, int64_t row, i
 }
 
 // Tokens [token, s.width) of one panel, in chunks of V vectors, then of half as many.
-template <class Dot, int BH, int V, class Places>
+template <class Dot, class Columns, int BH, int V, class Places>
 inline void bsr_panel_tokens(const SparseProduct& s, int64_t panel, int64_t token, Places places, int32_t* c) {
-    constexpr int64_t chunk = V * Dot::lanes, rows = kPanel / BH;
+    constexpr int64_t chunk = V * Dot::lanes;
     for (; token + chunk <= s.width; token += chunk)
-        bsr_tokens<Dot, BH, V>(s, panel * rows, rows, s.a + 4 * token, places, c + token, s.width);
+        bsr_tokens<Dot, Columns, BH, V>(s, panel, s.a + 4 * token, places, c + token, s.width);
     if constexpr (chunk > 16)
-        if (token < s.width) bsr_panel_tokens<Dot, BH, V / 2>(s, panel, token, places, c);
+        if (token < s.width) bsr_panel_tokens<Dot, Columns, BH, V / 2>(s, panel, token, places, c);
 }
 
-template <class Dot, int BH, int V>
+template <class Dot, class Columns, int BH, int V>
 void bsr_tile_tokens(const SparseProduct& s) {
     alignas(64) int32_t by_channel[kPanel * fastcompress::kWidestTile];
     with_places(s, [&](auto places) {
         bsr_panels(s, [&](int64_t p, int32_t* c) {
-            bsr_panel_tokens<Dot, BH, V>(s, p, 0, places, by_channel);
+            bsr_panel_tokens<Dot, Columns, BH, V>(s, p, 0, places, by_channel);
             for (int64_t t = 0; t < s.width; t += 16)
                 transpose_16x16(by_channel + t, s.width, c + t * kTileLd, kTileLd);
         });

@@ -11,8 +11,8 @@ namespace fastcompress {
 
 extern const SparseKernel kSparseInteger_generic[] = {
     {DType::s8, 16, 4, "c++ 16x4", bsr_few_rows<DotGeneric>, bsr_tile_channels<DotGeneric, 4>, 16},
-    {DType::s8, 4, 4, "c++ 4x16", nullptr, bsr_tile_tokens<DotGeneric, 4, 1>, 16},
-    {DType::s8, 1, 4, "c++ 1x64", nullptr, bsr_tile_tokens<DotGeneric, 1, 4>, 64},
+    {DType::s8, 4, 4, "c++ 4x16", nullptr, bsr_tile_tokens<DotGeneric, SteppedColumns, 4, 1>, 16},
+    {DType::s8, 1, 4, "c++ 1x64", nullptr, bsr_tile_tokens<DotGeneric, SteppedColumns, 1, 4>, 64},
 };
 
 }  // namespace fastcompress

@@ -128,7 +128,7 @@ inline bool has_real_weights(const BlobHeader& h) { return h.value_dtype != stat
 inline int64_t block_bytes(const BlobHeader& h) {
     return h.block_h * h.block_w * dtype_bytes(static_cast<DType>(h.value_dtype));
 }
-inline int64_t index_bytes(const BlobHeader& h) { return h.block_h == kPanel ? 2 : 1; }
+inline int64_t index_bytes(const BlobHeader& h) { return h.block_h == kPanel || has_real_weights(h) ? 2 : 1; }
 inline const float* blob_scales(const BlobHeader& h) {
     return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(&h) + h.scale_offset);
 }

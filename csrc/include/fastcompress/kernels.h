@@ -107,8 +107,8 @@ struct SparseProduct {
     int64_t run_count;
 };
 
-// Columns of blocks are uint16 where blocks have 16 channels. Smaller ones must spend less on an index: a byte, the distance from the
-// block before, or from column 0. kFarBlock stands for a block of zeros that only bridges a distance.
+// Columns of blocks are uint16. Small s8 blocks must spend less on an index: a byte, the distance from the block before, or from column
+// 0. kFarBlock stands for a block of zeros that only bridges a distance.
 constexpr int64_t kFarBlock = 255;
 
 // One kernel for blocks of one kind.
