@@ -30,7 +30,9 @@ inline void with_places(const SparseProduct& s, const F& f) {
 constexpr int64_t kPanelsTogether = 8;
 // The sums of a token lie so many words apart: not a multiple of 512 bytes.
 constexpr int64_t kTileLd = kPanelsTogether * kPanel + 16;
-static_assert(kTileLd * fastcompress::kWidestTile <= fastcompress::kSparseScratchElements, "the widest tile fits");
+// Behind them, the sums of one panel, channel by channel.
+constexpr int64_t kByChannel = kTileLd * fastcompress::kWidestTile;
+static_assert(kByChannel + kPanel * fastcompress::kWidestTile <= fastcompress::kSparseScratchElements, "both fit");
 
 // Calls multiply(panel, c) for the panels of `s`, c[token * kTileLd + channel], and the epilogue for each group of them.
 template <class Multiply>

@@ -90,7 +90,7 @@ inline void bsr_panel_tokens(const SparseProduct& s, int64_t panel, int64_t toke
 
 template <class Dot, class Columns, int BH, int V>
 void bsr_tile_tokens(const SparseProduct& s) {
-    alignas(64) int32_t by_channel[kPanel * fastcompress::kWidestTile];
+    int32_t* by_channel = s.c + kByChannel;
     with_places(s, [&](auto places) {
         bsr_panels(s, [&](int64_t p, int32_t* c) {
             bsr_panel_tokens<Dot, Columns, BH, V>(s, p, 0, places, by_channel);

@@ -121,7 +121,7 @@ struct SparseKernel {
     int64_t widest;  // tile, at most kWidestTile
 };
 constexpr int64_t kWidestTile = 64;
-constexpr int64_t kSparseScratchElements = kWidestTile * 144;
+constexpr int64_t kSparseScratchElements = kWidestTile * (144 + 16);
 constexpr int64_t kSparseFewRows = 4;
 
 // Word w of row r (4 bytes; rows are `stride` bytes apart) to out + (w * width + r) * 4.
