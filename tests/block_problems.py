@@ -121,8 +121,7 @@ def _common(d: _Draws, index: int, form: Form, wide: bool) -> dict[str, Any]:
         "residual": d.pick(problems.RESIDUALS),
         "out_dtype": d.pick(problems.OUT_DTYPES[: -1 if real else None]),
         "extreme": d.chance(0.1),
-        # A stepping stone multiplies its input with zero, as a dense layer would: NaN there has a test of its own.
-        "hostile": d.chance(0.1) and not (real and wide and form.height < 16),
+        "hostile": d.chance(0.1),
         "blocks": d.pick(_WIDE if wide else BLOCKS),
         "density": d.pick((0.02, 0.1, 0.3, 0.7)),
     }

@@ -67,11 +67,7 @@ def draw_sweep(points: Sequence[dict[str, Any]], path: Path) -> Path:
         if not measured:
             continue
         parts.append(_line(measured, colour))
-        parts += [
-            _circle(*_place(*each), colour)
-            for each in measured
-            if each[1] <= HIGHEST
-        ]
+        parts += [_circle(*_place(*each), colour) for each in measured if each[1] <= HIGHEST]
         legend.append((name, colour))
     parts += [
         _text(WIDTH - RIGHT - 240, TOP + 18 + 18 * i, name, f'fill="{colour}"')

@@ -141,9 +141,8 @@ def test_nan_reaches_the_outputs_that_use_it(native: Any, isa: str, form: Form, 
         assert np.array_equal(dirty[~hit], clean[~hit])
 
 
-@pytest.mark.parametrize("form", [f for f in REAL_FORMS if f.height < 16], ids=str)
-def test_nan_under_a_stepping_stone_gives_nan_or_the_sum_without_it(native: Any, isa: str, form: Form) -> None:
-    """A bridged distance multiplies an input with zero: the answer is that of the sparse or of the dense layer."""
+@pytest.mark.parametrize("form", REAL_FORMS, ids=str)
+def test_nan_in_a_column_without_blocks_reaches_nothing(native: Any, isa: str, form: Form) -> None:
     mask = np.zeros((16 // form.height, 600), bool)
     mask[:, 599] = True
     b = layer(form, mask)
@@ -154,11 +153,7 @@ def test_nan_under_a_stepping_stone_gives_nan_or_the_sum_without_it(native: Any,
         spoiled = x.copy()
         spoiled[1, column] = np.nan
         native.linear_bsr(spoiled, packed, dirty)
-        assert np.array_equal(dirty[[0, 2]], clean[[0, 2]])
-        if column in (255, 510):
-            assert np.all(np.isnan(dirty[1]) | (dirty[1] == clean[1]))
-        else:
-            assert np.array_equal(dirty[1], clean[1])
+        assert np.array_equal(dirty, clean)
 
 
 @per_form
@@ -175,7 +170,7 @@ def test_empty_batch_leaves_an_empty_result(native: Any, isa: str, form: Form, k
 
 @per_form
 def test_a_blob_takes_the_memory_of_its_blocks(native: Any, form: Form) -> None:
-    """At 90% sparsity at most 11% of the dense layer's bytes, 13% where every four bytes of weights have an index."""
+    """At 90% sparsity at most 11% of dense int8, 13% where four weights have an index."""
     size = 4096
     mask = np.random.default_rng(7).random((size // form.height, size // form.width)) < 0.1
     dtype = {"s8": np.int8, "f32": np.float32, "bf16": np.uint16}[form.value]
@@ -185,4 +180,6 @@ def test_a_blob_takes_the_memory_of_its_blocks(native: Any, form: Form) -> None:
     scale = np.ones(size, np.float32) if form.value == "s8" else None
     packed = native.pack_bsr(crow, columns, values, (size, size), scale, np.zeros(size, np.float32))
     limit = 0.13 if form.height == 1 else 0.11
+    if form.value != "s8":
+        limit = 0.1 * (1 + 2 / (4 * form.height)) + 0.001
     assert len(packed) <= limit * size * size * np.dtype(dtype).itemsize * (mask.mean() / 0.1)
