@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme``: write the table of ``benchmarks/results/latest.json`` into README.md."""
+"""``python -m benchmarks.readme``: write the tables of ``benchmarks/results/latest.json`` into README.md."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness.results import markdown
+from benchmarks.harness.results import markdown, quality_table
 
-__all__ = ["END", "START", "fill", "main"]
+__all__ = ["fill", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
-def fill(readme: str, table: str) -> str:
-    """Return ``readme`` with ``table`` between its markers; ``ValueError`` without exactly one pair of them."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise ValueError(f"README.md must hold {START} and then {END}, each once")
-    before, rest = readme.split(START)
-    return f"{before}{START}\n{table.strip()}\n{END}{rest.split(END)[1]}"
+def fill(readme: str, name: str, table: str) -> str:
+    """Return ``readme`` with ``table`` between the markers called `name`; ``ValueError`` without exactly one pair."""
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
+        raise ValueError(f"README.md must hold {start} and then {end}, each once")
+    before, rest = readme.split(start)
+    return f"{before}{start}\n{table.strip()}\n{end}{rest.split(end)[1]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     path = ROOT / "README.md"
     before = path.read_text(encoding="utf-8")
-    after = fill(before, markdown(document["rows"], document["machine"]))
+    after = fill(before, "results", markdown(document["rows"], document["machine"]))
+    after = fill(after, "pruning", quality_table(document["details"]))
     if options.check:
         print("README.md is up to date" if after == before else "README.md does not show the latest results")
         return int(after != before)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.target import Target, unit_suffix
 from benchmarks.targets import TARGETS
 
-__all__ = ["Measurement", "Report", "markdown", "write"]
+__all__ = ["Measurement", "Report", "markdown", "quality_table", "write"]
 
 VERDICTS = {True: "reached", False: "**missed**", None: ""}
 
@@ -89,6 +89,25 @@ def markdown(rows: Sequence[dict[str, object]], machine: dict[str, object]) -> s
     return "\n".join(lines) + "\n"
 
 
+def quality_table(details: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
+    """Return the table of what one-shot pruning costs (``details["pruning"]``); empty where it was not measured."""
+    rows = details.get("pruning", [])
+    if not rows:
+        return ""
+    criteria = [name for name in rows[0] if name not in ("model", "pattern", "sparsity")]
+    lines = [
+        "One-shot pruning with calibration, no training afterwards: mean cosine to the dense embeddings "
+        "(all-MiniLM-L6-v2, encoder), share of equal first choices (EfficientNet-Lite0).",
+        "",
+        f"| network | pattern | sparsity | {' | '.join(criteria)} |",
+        f"| --- | --- | --- |{' --- |' * len(criteria)}",
+    ]
+    for row in rows:
+        scores = " | ".join(f"{row[name]:.3f}" for name in criteria)
+        lines.append(f"| {row['model']} | {row['pattern']} | {row['sparsity']:.0%} | {scores} |")
+    return "\n".join(lines) + "\n"
+
+
 def write(report: Report, folder: Path, suites: Sequence[str] | None = None, name: str = "latest") -> tuple[Path, Path]:
     """Write ``<name>.json`` and ``<name>.md`` into ``folder``, each by rename, and return both paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +122,8 @@ def write(report: Report, folder: Path, suites: Sequence[str] | None = None, nam
     }
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     paths = folder / f"{name}.json", folder / f"{name}.md"
-    for path, content in zip(paths, (text, markdown(rows, report.machine)), strict=True):
+    table = "\n".join(filter(None, (markdown(rows, report.machine), quality_table(report.details))))
+    for path, content in zip(paths, (text, table), strict=True):
         partial = path.with_suffix(path.suffix + ".partial")
         partial.write_text(content, encoding="utf-8")
         os.replace(partial, path)
