@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fastcompress as fc
 from benchmarks.harness.suite import Context
@@ -44,10 +44,7 @@ def run(context: Context) -> None:
         )
     with context.part("pruning EfficientNet-Lite0"):
         network = load_efficientnet_lite0()
-        crops, seen = (
-            photo_crops("calibration", 32 if context.quick else 96),
-            photo_crops("evaluation", 32 if context.quick else 160),
-        )
+        crops, seen = photo_crops("calibration", 32), photo_crops("evaluation", 32 if context.quick else 160)
         top1 = network(seen).argmax(dim=1)
         table(
             context,
@@ -55,23 +52,8 @@ def run(context: Context) -> None:
             network,
             list(crops.split(8)),
             None,
-            lambda pruned: float((refreshed(pruned, crops)(seen).argmax(dim=1) == top1).float().mean()),
+            lambda pruned: float((pruned(seen).argmax(dim=1) == top1).float().mean()),
         )
-
-
-def refreshed(model: nn.Module, images: Tensor) -> nn.Module:
-    """Measure the statistics of ``model``'s BatchNorms again, as pruning has moved them (Li et al. 2020, EagleEye).
-
-    Only BatchNorms are put into training mode: ``torch.optim.swa_utils.update_bn`` would switch on dropout as well.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-        norm.train()
-    for batch in images.split(8):
-        model(batch)
-    return model.eval()
 
 
 def table(
