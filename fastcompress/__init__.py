@@ -8,8 +8,7 @@ from fastcompress.formats import load, save
 from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, allocate, prune, sensitivity
 from fastcompress.report import benchmark, explain, verify
-
-__version__ = "0.1.0"
+from fastcompress.version import __version__
 
 __all__ = [
     "Adapted",

@@ -13,15 +13,14 @@ import numpy
 import torch
 
 from fastcompress.ops import native
+from fastcompress.version import __version__
 
 __all__ = ["cpu_model", "environment", "git_commit", "isa_name", "library_version"]
 
 
 def library_version() -> str:
     """The version of fastcompress."""
-    import fastcompress  # late: the package's own __init__ imports this module
-
-    return fastcompress.__version__
+    return __version__
 
 
 @functools.cache
