@@ -105,9 +105,11 @@ def test_copies_states_casts_and_compilation(cls: Any) -> None:
     natural = plain(x)
     kept = copy.deepcopy(plain.state_dict())
     plain.load_state_dict(state)
+    torch._dynamo.reset()  # each layer is a compilation of the one `forward`, and there is a limit
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), plain, layer.repack(), compiled):
         assert torch.equal(other(x), want)
+    torch._dynamo.reset()
     plain.load_state_dict(kept)
     assert not plain.reordered
     assert torch.equal(plain(x), natural)
@@ -176,3 +178,19 @@ def test_permuted_masks_run_in_blocks(execute: str) -> None:
     assert made[0].density < 0.5
     channels = "inputs and outputs" if execute == "quantize" else "outputs"  # no input order for 16x1 blocks
     assert f"with its {channels} reordered" in fc.explain(made).rows[0].reason
+
+
+def test_quantize_measures_the_reordered_layer_and_keeps_dense_where_that_wins() -> None:
+    pruned = nn.Sequential(masked(SparseLinear)).eval()
+    for seconds in (0.5, 2.0):
+        tried: list[Any] = []
+
+        def timer(calls: dict[str, Any], seconds: float = seconds, tried: list[Any] = tried) -> dict[str, float]:
+            tried += [call.func for name, call in calls.items() if name == "sparse int8"]
+            return {name: {"dense": 10.0, "sparse int8": seconds}.get(name, 1.0) for name in calls}
+
+        made: Any = fc.quantize(pruned, "W8A8-dynamic", example_inputs=batch(SparseLinear), timer=timer)
+        assert [layer.reordered for layer in tried] == [True] * len(tried)
+        assert tried
+        assert isinstance(made[0], SparseQuantLinear) == (seconds < 1.0)
+        assert "inputs and outputs reordered" in fc.explain(made).rows[0].reason
