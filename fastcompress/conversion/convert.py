@@ -20,6 +20,7 @@ from fastcompress.models.targets import Candidate, Target, Wording, module_names
 from fastcompress.nn import BlockSparse, PackedLayer
 from fastcompress.nn.blocks import Form, forms, promising
 from fastcompress.nn.mask import Mask, foreign_parametrizations, mask_module, original_weight, remove_mask
+from fastcompress.nn.orders import mask_orders
 from fastcompress.record import LayerDecision
 
 from .work import Work, weight_problem
@@ -220,17 +221,18 @@ def _choose(
         if work.problem is not None:
             continue
         plain = work.plain
+        orders = mask_orders(work.candidate.module, plain.weight)
         if not config.only_if_faster:
-            work.tried = forms(plain.weight, plain.weight.dtype)
+            work.tried = forms(plain.weight, plain.weight.dtype, orders=orders)
             work.form = work.tried[0]
             continue
         if flow is not None:
             work.inputs = choose_inputs(flow.inputs[work.name])
         elif isinstance(plain, nn.Linear):
             work.inputs = default_inputs(plain.in_features, plain.weight.dtype)
-        work.tried = promising(plain.weight, plain.weight.dtype, measuring=bool(work.inputs))
+        work.tried = promising(plain.weight, plain.weight.dtype, orders=orders, measuring=bool(work.inputs))
         if not work.tried:
-            best = forms(plain.weight, plain.weight.dtype)[0]
+            best = forms(plain.weight, plain.weight.dtype, orders=orders)[0]
             work.notes.append(f"{best}, too many to gain anything (up to {best.limit:.0%} are expected to)")
         elif not work.inputs:
             work.form = work.tried[0]

@@ -62,8 +62,8 @@ class Work:
         """The block-sparse layer of one form, in eval mode."""
         if isinstance(self.plain, nn.Conv2d):
             options = self.adapted.padding_options
-            return SparseConv2d.from_float(self.plain, block_size=form.block, **options).eval()
-        return SparseLinear.from_float(self.plain, block_size=form.block).eval()
+            return SparseConv2d.from_float(self.plain, block_size=form.block, orders=form.orders, **options).eval()
+        return SparseLinear.from_float(self.plain, block_size=form.block, orders=form.orders).eval()
 
     def speed_case(self, name: str, form: Form) -> SpeedCase:
         """What is measured: the dense layer with its zeros in place against the block-sparse one."""
@@ -71,7 +71,7 @@ class Work:
         key = (
             *(self.candidate.kind, tuple(plain.weight.shape), plain.weight.dtype, plain.bias is not None),
             *self.adapted.geometry,
-            *(form.block, round(form.density, 2)),
+            *(form.block, round(form.density, 2), form.reordered),
         )
         # A mask is computed anew with every call: the dense layer to beat has its zeros in place.
         bare = plain_copy(plain)

@@ -31,6 +31,9 @@ class PackedLayer(nn.Module):
     activation: str
     has_bias: bool
 
+    #: Whether the channels are stored in another order than the layer takes and gives them (`BlockSparse`).
+    reordered = False
+
     #: The class of the canonical form.
     canonical_class: ClassVar[type[Canonical]]
 
@@ -120,6 +123,18 @@ class PackedLayer(nn.Module):
         if block is not None:
             family = f"{family.removesuffix('_bsr')}_bsr{block[0]}x{block[1]}"
         return f"{family}_{header['isa']}"
+
+    def _forward_reordered(self, input: Tensor) -> Tensor:
+        """The call of a layer that is `reordered`."""
+        raise NotImplementedError
+
+    def _traced(self, input: Tensor) -> Tensor:
+        """The call as compilers and autograd should see it."""
+        raise NotImplementedError
+
+    def _diagnose(self, input: Tensor) -> None:
+        """Raise TypeError or ValueError if the input is at fault."""
+        raise NotImplementedError
 
     # -- training is refused -------------------------------------------------------------------------------------
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..ops.block_csr import BlockCSR, matrix_of
 from ..ops.packing import KERNEL_BLOCKS
+from .orders import NATURAL, Orders, permuted, reordered_name
 
-__all__ = ["BREAK_EVEN", "Form", "block_density", "block_name", "cut", "forms", "misfit", "promising"]
+__all__ = ["BREAK_EVEN", "Form", "block_density", "block_name", "cut", "fewest_blocks", "forms", "misfit", "promising"]
 
 #: Density of stored blocks at which a layer is guessed to take as long as the dense one of the same precision. Guesses
 #: for choosing what to measure and for deciding where nothing is measured; a measurement always outweighs them.
@@ -38,11 +39,13 @@ class Form:
         block: ``(outputs, inputs)``, one of ``packing.KERNEL_BLOCKS``.
         density: stored blocks over all blocks, from 0 to 1.
         limit: the density at which it is guessed to be as fast as the dense layer.
+        orders: of the channels, under which the weight has these blocks.
     """
 
     block: tuple[int, int]
     density: float
     limit: float
+    orders: Orders = field(default=NATURAL, compare=False)
 
     @property
     def cost(self) -> float:
@@ -50,7 +53,13 @@ class Form:
         return self.density / self.limit
 
     def __str__(self) -> str:
-        return f"{self.density:.0%} of its {block_name(self.block)} blocks are not zero"
+        order = f" with its {self.reordered} reordered" if self.reordered else ""
+        return f"{self.density:.0%} of its {block_name(self.block)} blocks are not zero{order}"
+
+    @property
+    def reordered(self) -> str:
+        """Which channels are reordered: ``"inputs"``, ``"outputs"``, ``"inputs and outputs"``, or ``""``."""
+        return reordered_name(self.orders)
 
 
 def block_name(block: Sequence[int]) -> str:
@@ -101,7 +110,21 @@ def block_density(weight: Tensor, block: tuple[int, int]) -> float:
     return int(kept.sum()) / kept.numel()
 
 
-def forms(weight: Tensor, dtype: torch.dtype, groups: int = 1) -> list[Form]:
+def fewest_blocks(weight: Tensor, block: tuple[int, int], orders: Orders = NATURAL) -> tuple[float, Orders]:
+    """Density of `weight` in blocks, in whichever part of `orders` gives the lowest; no order that brings nothing."""
+    inputs, outputs = orders
+    best, chosen = block_density(weight, block), NATURAL
+    tried: list[Orders] = [parts for parts in ((inputs, None), (None, outputs)) if any(o is not None for o in parts)]
+    if len(tried) == 2:
+        tried.append(orders)
+    for parts in tried:
+        density = block_density(permuted(weight.detach(), *parts), block)
+        if density < best:
+            best, chosen = density, parts
+    return best, chosen
+
+
+def forms(weight: Tensor, dtype: torch.dtype, groups: int = 1, orders: Orders = NATURAL) -> list[Form]:
     """The ways of cutting `weight` that are not beaten by a coarser one, the most promising first; may be empty.
 
     A finer block comes in only where it stores less: a mask made of 16x1 blocks has the one form 16x1.
@@ -109,6 +132,7 @@ def forms(weight: Tensor, dtype: torch.dtype, groups: int = 1) -> list[Form]:
     Args:
         weight: ``[out, in]`` or ``[out, in, kh, kw]``, of any dtype.
         dtype: of the values that will be stored.
+        orders: of the channels, to be used for the blocks that become fewer in them.
 
     Example:
         >>> [form.block for form in forms(torch.ones(16, 8), torch.float32)]
@@ -118,13 +142,15 @@ def forms(weight: Tensor, dtype: torch.dtype, groups: int = 1) -> list[Form]:
     for block in KERNEL_BLOCKS.get(dtype, ()):
         if misfit(weight.shape, groups, dtype, block) is not None:
             continue
-        density = block_density(weight, block)
+        density, chosen = fewest_blocks(weight, block, orders)
         if all(density < coarser.density for coarser in found):
-            found.append(Form(block, density, BREAK_EVEN[dtype, block]))
+            found.append(Form(block, density, BREAK_EVEN[dtype, block], chosen))
     return sorted(found, key=lambda form: form.cost)
 
 
-def promising(weight: Tensor, dtype: torch.dtype, groups: int = 1, *, measuring: bool) -> list[Form]:
+def promising(
+    weight: Tensor, dtype: torch.dtype, groups: int = 1, orders: Orders = NATURAL, *, measuring: bool
+) -> list[Form]:
     """The `forms` worth building, the best first, which leave out at least one block.
 
     Without a measurement these are the forms guessed faster than dense; of a linear only that with the coarsest blocks,
@@ -133,7 +159,7 @@ def promising(weight: Tensor, dtype: torch.dtype, groups: int = 1, *, measuring:
     Args:
         measuring: whether a measurement follows; then at most two are returned.
     """
-    found = [form for form in forms(weight, dtype, groups) if form.density < 1.0]
+    found = [form for form in forms(weight, dtype, groups, orders) if form.density < 1.0]
     if measuring:
         return [form for form in found if form.cost < _WORTH_MEASURING][:_MOST_MEASURED]
     found = [form for form in found if form.cost < 1.0]

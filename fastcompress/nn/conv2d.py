@@ -120,6 +120,8 @@ class PackedConv2d(PackedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
+        if self.reordered:
+            return self._forward_reordered(input)
         if is_compiling():
             return self._traced(input)
         try:

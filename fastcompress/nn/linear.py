@@ -54,20 +54,26 @@ class PackedLinear(PackedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: ``[..., in_features]`` to ``[..., out_features]``."""
+        if self.reordered:
+            return self._forward_reordered(input)
         if is_compiling():
-            return self.operator(input, self.packed, self.out_features)
+            return self._traced(input)
         try:
             if is_transforming():
                 refuse_transforms(type(self).__name__, input)
-                return self.operator(input, self.packed, self.out_features)
+                return self._traced(input)
             if input.requires_grad and is_grad_enabled():
-                return self.operator(input, self.packed, self.out_features)
+                return self._traced(input)
             with below_autograd():
                 return self.bound(input, self._buffers["packed"], self.out_features)
         except Exception as error:
             self._diagnose(input)
             raise_blob_error(error)
             raise
+
+    def _traced(self, input: Tensor) -> Tensor:
+        """The call as compilers and autograd should see it."""
+        return self.operator(input, self.packed, self.out_features)
 
     def _diagnose(self, input: Tensor) -> None:
         """Raise TypeError or ValueError if the input is at fault; the operator itself can only raise RuntimeError."""

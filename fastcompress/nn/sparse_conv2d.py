@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ..ops.canonical_sparse import SparseCanonical
-from .block_sparse import BlockSparse, sparse_canonical
+from .block_sparse import BlockSparse, coarsest_block, sparse_canonical
 from .conv2d import PackedConv2d
 from .geometry import Padding
+from .orders import Orders
 
 __all__ = ["SparseConv2d"]
 
@@ -39,6 +40,7 @@ class SparseConv2d(BlockSparse, PackedConv2d):
 
     operator = torch.ops.fastcompress.conv2d_bsr.default
     bound = operator._op
+    _channel_dim = -3
     canonical_class = SparseCanonical
     dense = "nn.Conv2d"
 
@@ -51,6 +53,7 @@ class SparseConv2d(BlockSparse, PackedConv2d):
         activation: str = "none",
         padding: Padding | None = None,
         same_padding: bool = False,
+        orders: Orders | None = None,
     ) -> Self:
         """Take over the non-zero blocks of a float layer, masked or not; values keep the weight's dtype.
 
@@ -60,6 +63,8 @@ class SparseConv2d(BlockSparse, PackedConv2d):
             activation: function to fuse behind the layer.
             padding: replaces the module's own, for subclasses whose ``forward`` pads by itself.
             same_padding: the padding is computed from each input's size as TensorFlow does; `padding` must be 0.
+            orders: ``(input_order, output_order)`` in which the weight is cut into blocks; by default those that
+                `prune` stored with the mask, where they save blocks. The layer undoes them.
 
         Raises:
             TypeError: not an ``nn.Conv2d``, a subclass with a ``forward`` of its own and no `padding`, another dtype.
@@ -67,5 +72,8 @@ class SparseConv2d(BlockSparse, PackedConv2d):
         """
         cls._accept(module, padding)
         cls._refuse_misfit(module, block_size)
-        c = sparse_canonical(cls.__name__, module, block_size, activation)
-        return cls._like(module, c, padding, same_padding)
+        checked = None if orders is None else cls._checked(orders, module.weight.shape)
+        block = coarsest_block(module, checked) if block_size is None else block_size
+        chosen = cls._orders_of(module, block, checked)
+        c = sparse_canonical(cls.__name__, module, block, activation, chosen)
+        return cls._like(module, c, padding, same_padding).reorder(*chosen)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..ops.canonical_sparse import SparseCanonical
-from .block_sparse import BlockSparse, sparse_canonical
+from .block_sparse import BlockSparse, coarsest_block, sparse_canonical
 from .linear import PackedLinear
+from .orders import Orders
 
 __all__ = ["SparseLinear"]
 
@@ -44,7 +45,12 @@ class SparseLinear(BlockSparse, PackedLinear):
 
     @classmethod
     def from_float(
-        cls, module: nn.Linear, *, block_size: tuple[int, int] | None = None, activation: str = "none"
+        cls,
+        module: nn.Linear,
+        *,
+        block_size: tuple[int, int] | None = None,
+        activation: str = "none",
+        orders: Orders | None = None,
     ) -> Self:
         """Take over the non-zero blocks of a float layer, masked or not; values keep the weight's dtype.
 
@@ -52,6 +58,8 @@ class SparseLinear(BlockSparse, PackedLinear):
             module: float32 or bfloat16; it is not changed.
             block_size: ``(outputs, inputs)``; by default the coarsest that fits the zeros.
             activation: function to fuse behind the layer.
+            orders: ``(input_order, output_order)`` in which the weight is cut into blocks; by default those that
+                `prune` stored with the mask, where they save blocks. The layer undoes them.
 
         Raises:
             TypeError: not an ``nn.Linear``, a subclass with a ``forward`` of its own, or another dtype.
@@ -59,5 +67,8 @@ class SparseLinear(BlockSparse, PackedLinear):
         """
         cls._accept(module)
         cls._refuse_misfit(module, block_size)
-        c = sparse_canonical(cls.__name__, module, block_size, activation)
-        return cls(c).train(module.training)
+        checked = None if orders is None else cls._checked(orders, module.weight.shape)
+        block = coarsest_block(module, checked) if block_size is None else block_size
+        chosen = cls._orders_of(module, block, checked)
+        c = sparse_canonical(cls.__name__, module, block, activation, chosen)
+        return cls(c).reorder(*chosen).train(module.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.canonical_sparse import SparseW8A8Canonical
 from .block_sparse import BlockSparse, sparse_quantized
 from .geometry import Padding
+from .orders import Orders
 from .quant_conv2d import QuantConv2d
 from .quantized import quantized_canonical
 
@@ -35,6 +36,7 @@ class SparseQuantConv2d(BlockSparse, QuantConv2d):
     Source: the block format is that of ``torch.sparse_bsr_tensor``; csrc/cpu/families explains the kernels.
     """
 
+    _channel_dim = -3
     canonical_class = SparseW8A8Canonical
     dense = "QuantConv2d"
 
@@ -56,16 +58,21 @@ class SparseQuantConv2d(BlockSparse, QuantConv2d):
         padding: Padding | None = None,
         same_padding: bool = False,
         block_size: tuple[int, int] = (16, 4),
+        orders: Orders | None = None,
     ) -> Self:
         """Quantize a pruned float layer; `QuantConv2d.from_float` explains the other arguments.
 
         Args:
             block_size: ``(outputs, inputs)``: (16, 4), (4, 4) or (1, 4).
+            orders: ``(input_order, output_order)`` in which the weight is cut into blocks; by default those that
+                `prune` stored with the mask, where they save blocks. The layer undoes them.
 
         Raises:
             TypeError, ValueError: as there, or the weight cannot be cut into such blocks.
         """
         cls._accept(module, padding)
         cls._refuse_misfit(module, block_size)
+        chosen = cls._orders_of(module, block_size, orders)
         dense = quantized_canonical(module, input_mode, input_scale, input_zero_point, activation, weight_scale)
-        return cls._like(module, sparse_quantized(cls.__name__, dense, block_size), padding, same_padding)
+        c = sparse_quantized(cls.__name__, dense, block_size, chosen)
+        return cls._like(module, c, padding, same_padding).reorder(*chosen)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops.canonical_sparse import SparseW8A8Canonical
 from .block_sparse import BlockSparse, sparse_quantized
+from .orders import Orders
 from .quant_linear import QuantLinear
 from .quantized import quantized_canonical
 
@@ -55,17 +56,21 @@ class SparseQuantLinear(BlockSparse, QuantLinear):
         activation: str = "none",
         weight_scale: Tensor | None = None,
         block_size: tuple[int, int] = (16, 4),
+        orders: Orders | None = None,
     ) -> Self:
         """Quantize a pruned float layer; `QuantLinear.from_float` explains the other arguments.
 
         Args:
             block_size: ``(outputs, inputs)``: (16, 4), (4, 4) or (1, 4).
+            orders: ``(input_order, output_order)`` in which the weight is cut into blocks; by default those that
+                `prune` stored with the mask, where they save blocks. The layer undoes them.
 
         Raises:
             TypeError, ValueError: as there, or the weight cannot be cut into such blocks.
         """
         cls._accept(module)
         cls._refuse_misfit(module, block_size)
+        chosen = cls._orders_of(module, block_size, orders)
         dense = quantized_canonical(module, input_mode, input_scale, input_zero_point, activation, weight_scale)
-        c: Any = sparse_quantized(cls.__name__, dense, block_size)
-        return cls(c, dtype=module.weight.dtype).train(module.training)
+        c: Any = sparse_quantized(cls.__name__, dense, block_size, chosen)
+        return cls(c, dtype=module.weight.dtype).reorder(*chosen).train(module.training)

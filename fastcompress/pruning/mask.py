@@ -18,6 +18,7 @@ from fastcompress.nn.mask import (
     original_weight,
     remove_mask,
 )
+from fastcompress.nn.orders import checked_order
 
 __all__ = [
     "Mask",
@@ -94,9 +95,11 @@ def apply_mask(
             "remove it first with torch.nn.utils.parametrize.remove_parametrizations"
         )
     if input_order is not None:
-        input_order = _checked_order("input_order", input_order, weight.shape[1], label).to(weight.device)
+        input_order = checked_order(f"apply_mask: input_order of {label}", input_order, weight.shape[1])
+        input_order = input_order.to(weight.device)
     if output_order is not None:
-        output_order = _checked_order("output_order", output_order, weight.shape[0], label).to(weight.device)
+        output_order = checked_order(f"apply_mask: output_order of {label}", output_order, weight.shape[0])
+        output_order = output_order.to(weight.device)
     found = mask_module(module)
     new = mask.detach().to(weight.device)
     if found is None:
@@ -107,16 +110,6 @@ def apply_mask(
     found.mask = found.mask & new
     if input_order is not None or output_order is not None:
         found.input_order, found.output_order = input_order, output_order
-
-
-def _checked_order(argument: str, order: object, channels: int, label: str) -> Tensor:
-    wanted = f"an int64 tensor that holds each number from 0 to {channels - 1} once"
-    if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.shape != (channels,):
-        got = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
-        raise ValueError(f"apply_mask: {argument} of {label} must be {wanted}, got {got}")
-    if not torch.equal(order.sort().values, torch.arange(channels, device=order.device)):
-        raise ValueError(f"apply_mask: {argument} of {label} must be {wanted}; it repeats some and lacks others")
-    return order
 
 
 def sparsity_of(module: nn.Module) -> float:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcompress.nn.orders import permuted, restored
+
 from .matrix import as_matrix
 from .patterns import Pattern, parse_pattern
 from .selection import block_scores, pruned_count
@@ -39,19 +41,6 @@ class Permutation:
     def gain(self) -> float:
         """What the orders add to the retained share; never negative."""
         return self.after - self.before
-
-
-def permuted(tensor: Tensor, input_order: Tensor | None, output_order: Tensor | None) -> Tensor:
-    """A weight-shaped tensor ``[out, in, …]`` in the given orders."""
-    if output_order is not None:
-        tensor = tensor.index_select(0, output_order.to(tensor.device))
-    return tensor if input_order is None else tensor.index_select(1, input_order.to(tensor.device))
-
-
-def restored(tensor: Tensor, input_order: Tensor | None, output_order: Tensor | None) -> Tensor:
-    """What `permuted` made this tensor from."""
-    inverse = [None if order is None else torch.argsort(order) for order in (input_order, output_order)]
-    return permuted(tensor, inverse[0], inverse[1])
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from fastcompress.models.speed import Inputs, SpeedCase, Verdict, choose_inputs,
 from fastcompress.models.targets import Candidate
 from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuantConv2d, SparseQuantLinear
 from fastcompress.nn.mask import only_masked
+from fastcompress.nn.orders import NATURAL, Orders
 from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
 from fastcompress.quantization.fold import fold_batchnorm
 from fastcompress.quantization.fuse import Fusion
@@ -36,7 +37,7 @@ class Job:
         inputs: what it is measured on.
         fusion: what follows it and is taken over.
         verdict: what measuring said; None when it was not measured.
-        block: of the int8 layer, if it is block-sparse; None for the dense one.
+        block, orders: of the int8 layer, if it is block-sparse; None for the dense one.
         layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
         input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
         observer, mean, absmax: watch the (divided) input during calibration.
@@ -48,6 +49,7 @@ class Job:
     fusion: Fusion = field(default_factory=Fusion)
     verdict: Verdict | None = None
     block: tuple[int, int] | None = None
+    orders: Orders = NATURAL
     layer: nn.Linear | nn.Conv2d | None = None
     input_divisor: Tensor | None = None
     observer: Observer | None = None
@@ -126,7 +128,7 @@ class Job:
             "weight_scale": weight_scale,
         }
         if self.block is not None:
-            options["block_size"] = self.block
+            options |= {"block_size": self.block, "orders": self.orders}
         if isinstance(layer, nn.Conv2d):
             conv_class = QuantConv2d if self.block is None else SparseQuantConv2d
             return conv_class.from_float(layer, **self.adapted.padding_options, **options).eval()

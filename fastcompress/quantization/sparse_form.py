@@ -11,6 +11,7 @@ from torch import nn
 from fastcompress.config import QuantConfig
 from fastcompress.models.speed import Timer, mean_seconds
 from fastcompress.nn.blocks import Form, promising
+from fastcompress.nn.orders import NATURAL, mask_orders
 from fastcompress.quantization.job import Job
 
 __all__ = ["choose_forms"]
@@ -21,7 +22,7 @@ _Key = tuple[Any, ...]
 def choose_forms(
     jobs: Iterable[Job], config: QuantConfig, modules: Mapping[str, nn.Module], timer: Timer | None
 ) -> None:
-    """Set `Job.block`: block-sparse where enough blocks are zero and, given a timer, that form is measured faster.
+    """Set `Job.block` and `Job.orders`: block-sparse where enough blocks are zero and that is (measured) faster.
 
     At most two block shapes are measured against dense int8; layers that take the same time are measured once.
     """
@@ -29,24 +30,29 @@ def choose_forms(
     for job in jobs:
         plain = job.plain
         measuring = timer is not None and bool(job.inputs)
-        tried = promising(plain.weight, torch.int8, getattr(plain, "groups", 1), measuring=measuring)
+        orders = mask_orders(job.candidate.module, plain.weight)
+        tried = promising(plain.weight, torch.int8, getattr(plain, "groups", 1), orders, measuring=measuring)
         if not tried:
             continue
         if timer is None or not job.inputs:
-            job.block = tried[0].block
+            _take(job, tried[0])
         else:
             key = _key(job, tried)
             if key not in measured:
                 measured[key] = _fastest(job, tried, config, modules, timer)
-            job.block = measured[key]
+            _take(job, next((form for form in tried if form.block == measured[key]), None))
         job.notes.append(_note(tried, job.block))
+
+
+def _take(job: Job, form: Form | None) -> None:
+    job.block, job.orders = (None, NATURAL) if form is None else (form.block, form.orders)
 
 
 def _key(job: Job, tried: list[Form]) -> _Key:
     plain = job.plain
     return (
         tuple(plain.weight.shape),
-        *((form.block, round(form.density, 2)) for form in tried),
+        *((form.block, round(form.density, 2), form.reordered) for form in tried),
         plain.bias is not None,
         *job.adapted.geometry,
         job.fusion.activation,
@@ -65,11 +71,11 @@ def _fastest(
     job: Job, tried: list[Form], config: QuantConfig, modules: Mapping[str, nn.Module], timer: Timer
 ) -> tuple[int, int] | None:
     """The block of the form that gains most over dense int8; None where none gains."""
-    job.block = None
+    _take(job, None)
     dense = job.trial(config, modules)
     best, best_ratio = None, 1.0
     for form in tried:
-        job.block = form.block
+        _take(job, form)
         sparse = job.trial(config, modules)
         seconds = mean_seconds({"int8": dense, "sparse int8": sparse}, job.inputs, timer)
         ratio = seconds["sparse int8"] / seconds["int8"] if seconds["int8"] > 0 else 1.0
