@@ -8,7 +8,9 @@ namespace fastcompress {
 namespace {
 
 // Messages are made only to be thrown: building them for every check took half of a small call's time.
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument("conv2d_w8a8: " + message); }
+[[noreturn]] void refuse(const BlobHeader& b, const std::string& message) {
+    throw std::invalid_argument((has_real_weights(b) ? "conv2d_bsr: " : "conv2d_w8a8: ") + message);
+}
 
 constexpr int64_t kMaxExtent = 2147483647;  // of any size, stride, dilation or padding: products of two fit int64
 
@@ -17,11 +19,11 @@ int64_t out_size(int64_t in, int64_t before, int64_t after, int64_t kernel, int6
     return in + before + after < span ? 0 : (in + before + after - span) / stride + 1;
 }
 
-void check_extents(const ConvCall& c) {
-    const auto within = [](int64_t value, int64_t least, const char* what) {
+void check_extents(const BlobHeader& b, const ConvCall& c) {
+    const auto within = [&](int64_t value, int64_t least, const char* what) {
         if (value < least || value > kMaxExtent)
-            refuse(std::string(what) + " is " + std::to_string(value) + ", allowed: " + std::to_string(least) +
-                   " to 2147483647");
+            refuse(b, std::string(what) + " is " + std::to_string(value) + ", allowed: " + std::to_string(least) +
+                          " to 2147483647");
     };
     within(c.batch, 0, "batch");
     within(c.height, 1, "input height");
@@ -42,18 +44,18 @@ void check_total(const ConvGeometry& g, const BlobHeader& b, const ConvCall& c) 
         static_cast<double>(b.k_pad) * static_cast<double>(b.groups) + 4.0 * static_cast<double>(b.out_channels);
     const double out = static_cast<double>(g.out_h) * static_cast<double>(g.out_w) * row;
     if (!(static_cast<double>(c.batch) * (image + out) < kMaxBytes))
-        refuse("the padded input or the output is too large to address; check padding and dilation");
+        refuse(b, "the padded input or the output is too large to address; check padding and dilation");
 }
 
 }  // namespace
 
 int64_t conv_out_height(const BlobHeader& b, const ConvCall& c) {
-    check_extents(c);
+    check_extents(b, c);
     return out_size(c.height, c.pad_top, c.pad_bottom, b.kernel_h, c.dilation_h, c.stride_h);
 }
 
 int64_t conv_out_width(const BlobHeader& b, const ConvCall& c) {
-    check_extents(c);
+    check_extents(b, c);
     return out_size(c.width, c.pad_left, c.pad_right, b.kernel_w, c.dilation_w, c.stride_w);
 }
 
@@ -62,8 +64,9 @@ ConvGeometry conv_geometry(const BlobHeader& b, const ConvCall& c) {
     g.out_h = conv_out_height(b, c);
     g.out_w = conv_out_width(b, c);
     if (g.out_h < 1 || g.out_w < 1)
-        refuse("the kernel (" + std::to_string(b.kernel_h) + "x" + std::to_string(b.kernel_w) +
-               ") does not fit the padded " + std::to_string(c.height) + "x" + std::to_string(c.width) + " input");
+        refuse(b, "the kernel (" + std::to_string(b.kernel_h) + "x" + std::to_string(b.kernel_w) +
+                      ") does not fit the padded " + std::to_string(c.height) + "x" + std::to_string(c.width) +
+                      " input");
 
     const bool depthwise = b.family == static_cast<int32_t>(Family::depthwise);
     const bool no_padding = !c.pad_top && !c.pad_bottom && !c.pad_left && !c.pad_right;

@@ -332,3 +332,13 @@ def test_blob_of_another_isa_is_refused_with_the_remedy(native: Any) -> None:
                 _run(native, b, packed, "linear_bsr")
             assert caught.match(REMEDY)
             assert np.array_equal(native.unpack_bsr(packed)["values"], b.blocks[2])
+
+
+@pytest.mark.parametrize("form", REAL_FORMS, ids=str)
+def test_geometry_errors_name_the_operator_that_was_called(native: Any, form: Form) -> None:
+    crow, col = np.array([0] + [1] * (16 // form.height), np.int32), np.zeros(1, np.int32)
+    values = np.zeros((1, form.height, form.width), np.uint16 if form.value == "bf16" else np.float32)
+    packed = native.pack_bsr(crow, col, values, (16, 4, 1, 1), None, None)
+    image, out = np.zeros((1, 3, 3, 4), np.float32), np.zeros((1, 3, 3, 16), np.float32)
+    with pytest.raises(ValueError, match="conv2d_bsr: padding is -1, allowed: 0 to"):
+        native.conv2d_bsr(image, packed, out, (1, 1), (-1, 0, 0, 0), (1, 1))
