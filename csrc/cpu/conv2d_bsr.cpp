@@ -2,6 +2,8 @@
 // panels. A thread takes a part: it brings what the part needs of the input into planes of its own (planes.h), and multiplies tiles of
 // output pixels with the blocks, one offset a block. For NCHW output a chunk of images is transposed at the end.
 //
+// A 1x1 convolution of an NHWC image is a linear layer on its pixels: tiles of them in L1 instead of planes in L2.
+//
 // Rows between two parts are thus prepared twice, and with runs of panels all of the input; planes that threads share would be read
 // in no order out of each other's caches, which costs more (512 -> 512, 7x7, 3x3: 47 us on two threads, 37 on one).
 #include "conv2d_bsr.h"
@@ -15,6 +17,7 @@
 #include "conv2d_geometry.h"
 #include "epilogue_setup.h"
 #include "fastcompress/bsr.h"
+#include "linear_bsr.h"
 #include "parallel.h"
 #include "planes.h"
 #include "sparse_driver.h"
@@ -204,9 +207,33 @@ class BsrConv {
     std::deque<Chunk> chunks_;
 };
 
+bool is_pointwise(const BlobHeader& blob, const ConvCall& call) {
+    return call.channels_last && blob.kernel_h == 1 && blob.kernel_w == 1 && call.pad_top == 0 &&
+           call.pad_bottom == 0 && call.pad_left == 0 && call.pad_right == 0;
+}
+
+void run_pointwise(const BlobHeader& blob, const ConvCall& call, const char* op) {
+    const ConvGeometry g = conv_geometry(blob, call);
+    const PixelRows pixels{call.height, call.width, g.out_h, g.out_w, call.stride_h, call.stride_w};
+    LinearCall linear;
+    linear.x = call.x;
+    linear.x_dtype = call.x_dtype;
+    linear.rows = call.batch * g.pixels();
+    linear.out = call.out;
+    linear.threads = call.threads;
+    const bool real = has_real_weights(blob), all = call.stride_h == 1 && call.stride_w == 1;
+    const bool in_place = all && call.x_dtype == (real ? DType::f32 : DType::u8);
+    const int64_t k = blob.in_channels, stride = real ? k * static_cast<int64_t>(sizeof(float)) : k;
+    run_linear_bsr({table_for(static_cast<Isa>(blob.isa)), blob, linear, InputMode::per_tensor, k, stride, in_place,
+                    false, real, all ? nullptr : &pixels},
+                   make_epilogue(blob, call.out, op));
+}
+
 }  // namespace
 
-void run_conv2d_bsr(const BlobHeader& blob, const ConvCall& call, const char* op) { BsrConv(blob, call).run(op); }
+void run_conv2d_bsr(const BlobHeader& blob, const ConvCall& call, const char* op) {
+    is_pointwise(blob, call) ? run_pointwise(blob, call, op) : BsrConv(blob, call).run(op);
+}
 
 void conv2d_bsr(const BlobHeader& blob, const ConvCall& call) {
     if (!is_block_sparse(blob) || is_linear(blob) || !has_real_weights(blob))

@@ -18,6 +18,17 @@ struct Rows {
     int32_t* zero_point;
 };
 
+// Rows that are pixels of an NHWC image, taken with strides.
+struct PixelRows {
+    int64_t height, width, out_h, out_w, stride_h, stride_w;
+
+    // The pixel, of all images, that is row `row`.
+    int64_t operator()(int64_t row) const {
+        const int64_t x = row % out_w, y = row / out_w % out_h, image = row / (out_w * out_h);
+        return (image * height + y * stride_h) * width + x * stride_w;
+    }
+};
+
 // What does not change during a call.
 struct LinearInput {
     const KernelTable& table;
@@ -26,7 +37,8 @@ struct LinearInput {
     InputMode mode;
     int64_t k, stride;  // stride: bytes
     bool in_place, dynamic;
-    bool real;  // for float weights
+    bool real;                          // for float weights
+    const PixelRows* pixels = nullptr;  // null: row r of the input is row r
 
     size_t rows_bytes(int64_t count) const {
         const size_t q = in_place ? 0 : static_cast<size_t>(count * stride);
@@ -46,8 +58,12 @@ struct LinearInput {
     // Row `row` of the input to place `slot`.
     void prepare_row(const Rows& rows, int64_t row, int64_t slot) const {
         uint8_t* out = rows.q + slot * stride;
-        const void* x = row_at(call.x, call.x_dtype, row * k);
-        if (real) return table.widen(x, call.x_dtype, k, reinterpret_cast<float*>(out));
+        const void* x = row_at(call.x, call.x_dtype, (pixels ? (*pixels)(row) : row) * k);
+        if (real) {
+            if (call.x_dtype != DType::f32) return table.widen(x, call.x_dtype, k, reinterpret_cast<float*>(out));
+            std::memcpy(out, x, static_cast<size_t>(stride));
+            return;
+        }
         if (call.x_dtype == DType::u8) {
             std::memcpy(out, x, static_cast<size_t>(k));
         } else if (mode == InputMode::per_tensor) {
