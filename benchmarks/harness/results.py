@@ -68,7 +68,8 @@ def markdown(rows: Sequence[dict[str, object]], machine: dict[str, object]) -> s
     lines = [
         f"Measured {str(machine['date'])[:10]} on {machine['cpu']}, {machine['threads']} threads, "
         f"torch {machine['torch']}, kernels `{machine['isa']}`, commit `{str(machine['commit'])[:12]}`. "
-        "Medians of interleaved runs.",
+        "Medians of interleaved runs: layers and models call by call, kernels by themselves in runs of calls (so that "
+        "weights are in the caches, unless a row says otherwise).",
         "",
         "| what | against | target | measured | |",
         "| --- | --- | --- | --- | --- |",

@@ -31,12 +31,24 @@ class Timing:
         return self.median * 1e6
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], budget: Budget) -> dict[str, Timing]:
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], budget: Budget, *, in_a_row: bool = False
+) -> dict[str, Timing]:
     """Time ``candidates`` (name → call without arguments) in turn and return the median of each.
+
+    Layers and models are timed call by call, as they find the caches after others. Kernels by themselves, whose rows
+    say what share of a ceiling they reach, are called ``in_a_row`` for half a millisecond in each turn, the first call
+    not counted; so are the dense kernels they are compared with.
 
     interleave({"dense": lambda: dense(x), "int8": lambda: quantized(x)}, Budget())["int8"].median
     """
     for call in candidates.values():  # one more warm-up than compare's own: caches, allocator, thread pool
         call()
-    limits = {"min_samples": budget.min_rounds, "max_samples": budget.max_rounds}
-    return {name: Timing(seconds) for name, seconds in compare(candidates, budget.seconds, **limits).items()}
+    medians = compare(
+        candidates,
+        budget.seconds,
+        min_samples=budget.min_rounds,
+        max_samples=budget.max_rounds,
+        in_a_row=in_a_row,
+    )
+    return {name: Timing(seconds) for name, seconds in medians.items()}

@@ -90,6 +90,7 @@ def kernel_rows(context: Context, shape: tuple[int, int, int]) -> None:
             "best ceiling": best,
         },
         context.budget,
+        in_a_row=True,
     )
     seconds, name = times["fastcompress"].median, shape_name(shape)
     context.check_ceiling(f"linear_w8a8 {name}", operations, seconds, context.ceilings.own_int8(_C.isa()))
@@ -107,7 +108,9 @@ def vector_row(context: Context, shape: tuple[int, int, int]) -> None:
     isa = [name for name in _C.isa_supported() if name != "amxint8"][-1]
     ceiling = context.ceilings.sampler(f"int8:{isa}")
     with forced_isa(isa):
-        times = interleave({f"fastcompress {isa}": prepacked_call(shape), "ceiling": ceiling}, context.budget)
+        times = interleave(
+            {f"fastcompress {isa}": prepacked_call(shape), "ceiling": ceiling}, context.budget, in_a_row=True
+        )
     seconds, operations = times[f"fastcompress {isa}"].median, 2.0 * m * k * n
     context.check_ceiling(f"linear_w8a8 {isa} {shape_name(shape)}", operations, seconds, context.ceilings.own_int8(isa))
     rate = operations / seconds

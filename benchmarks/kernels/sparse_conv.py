@@ -31,7 +31,7 @@ def run(context: Context) -> None:
     measured: dict[ConvShape, Mapping[str, Timing]] = {}
     for shape in shapes[:2] if context.quick else shapes:
         with context.part(f"sparse convolution {shape}"):
-            measured[shape] = interleave(candidates(shape), context.budget if context.quick else BUDGET)
+            measured[shape] = interleave(candidates(shape), context.budget if context.quick else BUDGET, in_a_row=True)
     context.report.details["sparse_conv"] = [
         {"shape": str(shape), **{name: round(seen.microseconds, 2) for name, seen in times.items()}}
         for shape, times in measured.items()

@@ -28,7 +28,7 @@ def shape_rows(context: Context, shape: Shape, sparsity: float) -> None:
     """One shape at one sparsity."""
     _, k, n = shape
     calls = {block: linear_call(pack_random(FORMS[block], (n, k), sparsity)[0], shape) for block in BLOCKS}
-    times = interleave({**calls, **dense_int8_calls(shape)}, context.budget)
+    times = interleave({**calls, **dense_int8_calls(shape)}, context.budget, in_a_row=True)
     key = f"sparse.fine.{shape_name(shape)}.{sparsity}"
     fastest = min(("dense", "_int_mm"), key=lambda name: times[name].median)
     context.add_ratio(f"{key}.4x4", times, "16x4", "4x4", f"{times['4x4'].microseconds:.0f} µs")

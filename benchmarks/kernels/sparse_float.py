@@ -42,7 +42,7 @@ def shape_rows(context: Context, shape: Shape, sparsity: float) -> None:
         packed, multiply_adds = pack_random(FORMS[block], (n, k), sparsity)
         operations[block] = 2.0 * shape[0] * multiply_adds
         calls[block] = linear_call(packed, shape, is_float=True)
-    times = interleave(calls, context.budget)
+    times = interleave(calls, context.budget, in_a_row=True)
     for block in blocks:
         seen = times[block]
         baseline = "bf16" if block == "16x2" else "fp32"

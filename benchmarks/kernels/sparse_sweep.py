@@ -39,7 +39,7 @@ def run(context: Context) -> None:
                 packed, multiply_adds = pack_random(form, (n, k), sparsity)
                 density[block] = multiply_adds / (k * n)
                 calls[block] = linear_call(packed, SHAPE, is_float=form.is_float)
-            times = interleave(calls, context.budget if context.quick else BUDGET)
+            times = interleave(calls, context.budget if context.quick else BUDGET, in_a_row=True)
             for block, baselines in BASELINES.items():
                 ratio = times[block].median / min(times[name].median for name in baselines)
                 ratios[block].append((sparsity, ratio))

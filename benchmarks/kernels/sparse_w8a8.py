@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.harness.rotation import copies_needed, rotate
 from benchmarks.harness.suite import Context
-from benchmarks.harness.timing import interleave
+from benchmarks.harness.timing import Budget, interleave
 from benchmarks.kernels.blocks import FORMS, Shape, dense_int8, dense_int8_calls, linear_call, pack_random
 from benchmarks.sparse_targets import SPARSE_SHAPES, SPARSITIES
 from benchmarks.target import shape_name
@@ -42,13 +42,17 @@ def kernel_rows(context: Context, shape: Shape, sparsity: float) -> None:
         **dense_int8_calls(shape),
         "ceiling": ceiling,
     }
-    times = interleave(calls, context.budget)
+    times = interleave(calls, context.budget, in_a_row=True)
     operations, key = 2.0 * m * multiply_adds, f"sparse.kernel.{shape_name(shape)}.{sparsity}"
     for name, row in (("sparse", "ceiling"), ("sparse u8", "ceiling_u8")):
         rate = operations / times[name].median
         context.check_ceiling(f"{key} {name}", operations, times[name].median, context.ceilings.own_int8(_C.isa()))
         note = f"{rate / 1e9:.0f} of {ceiling.median() / 1e9:.0f} GOPS, {times[name].microseconds:.0f} µs"
         context.add(f"{key}.{row}", rate / ceiling.median(), times, note)
+    cold = interleave(
+        {name: calls[name] for name in ("sparse", "dense", "_int_mm")}, Budget(context.budget.seconds / 3)
+    )
+    context.add_ratio(f"{key}.cold", cold, "_int_mm", "sparse", f"{cold['sparse'].microseconds:.0f} µs")
     fastest = min(("dense", "_int_mm"), key=lambda name: times[name].median)
     context.add_ratio(f"{key}.dense", times, fastest, "sparse", fastest)
     context.add_ratio(f"{key}.int_mm", times, "_int_mm", "sparse")
