@@ -1,6 +1,6 @@
 """Exception types that are fastcompress' own; everything else is ``TypeError``, ``ValueError`` or ``RuntimeError``."""
 
-__all__ = ["CheckpointError", "PackedBlobError"]
+__all__ = ["CheckpointError", "PackedBlobError", "TrainingDiverged"]
 
 
 class CheckpointError(RuntimeError):
@@ -9,3 +9,7 @@ class CheckpointError(RuntimeError):
 
 class PackedBlobError(RuntimeError):
     """A packed weight blob is corrupt, or was made for another ISA or layout version; the message says the remedy."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss of a training run is NaN or infinite; the message says at which step, and where the last checkpoint is."""

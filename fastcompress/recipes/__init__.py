@@ -1,0 +1,27 @@
+"""Recipes: pruning, quantization and distillation in one training run."""
+
+from fastcompress.recipes.compress import compress
+from fastcompress.recipes.distill import distill
+from fastcompress.recipes.history import EpochRow, History
+from fastcompress.recipes.recipe import Phase, check_recipe, phases_of
+from fastcompress.recipes.result import CompressionResult, GivenUp
+from fastcompress.recipes.session import Session
+from fastcompress.recipes.stages import DENSE_TEACHER, QAT, Distillation, Pruning, Stage
+
+__all__ = [
+    "DENSE_TEACHER",
+    "QAT",
+    "CompressionResult",
+    "Distillation",
+    "EpochRow",
+    "GivenUp",
+    "History",
+    "Phase",
+    "Pruning",
+    "Session",
+    "Stage",
+    "check_recipe",
+    "compress",
+    "distill",
+    "phases_of",
+]
