@@ -15,6 +15,7 @@ __all__ = [
     "Mask",
     "foreign_parametrizations",
     "lift_mask",
+    "mask_leads",
     "mask_module",
     "masked",
     "only_masked",
@@ -91,6 +92,12 @@ def mask_module(module: nn.Module) -> Mask | None:
         return None
     chain = cast(nn.ModuleDict, module.parametrizations)["weight"]
     return next((step for step in cast(nn.ModuleList, chain) if isinstance(step, Mask)), None)
+
+
+def mask_leads(module: nn.Module) -> bool:
+    """Whether the first thing that happens to ``module``'s weight is a mask; others may follow."""
+    found = mask_module(module)
+    return found is not None and cast(nn.ModuleDict, module.parametrizations)["weight"][0] is found  # type: ignore[index]
 
 
 def masked(model: nn.Module) -> dict[str, nn.Module]:

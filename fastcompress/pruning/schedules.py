@@ -69,9 +69,7 @@ def cubic_sparsity(step: int, final: float, *, start: int, end: int, initial: fl
     return final * (1.0 - left) + initial * left
 
 
-def iterative_sparsity(
-    step: int, final: float, *, start: int, end: int, rounds: int, initial: float = 0.0
-) -> float:
+def iterative_sparsity(step: int, final: float, *, start: int, end: int, rounds: int, initial: float = 0.0) -> float:
     """Rounds that each prune the same fraction of what is left; after ``k`` of ``n`` rounds, density d0 (d1/d0)^(k/n).
 
     Args:
