@@ -110,7 +110,7 @@ def _progress(step: int, start: int, end: int) -> float:
     """0 before ``start``, 1 from ``end`` on."""
     if step >= end:
         return 1.0
-    return max(0.0, (step - start) / (end - start))
+    return 0.0 if step <= start else (step - start) / (end - start)
 
 
 def _switched(step: int, final: float, *, start: int, end: int, rounds: int, initial: float) -> float:
