@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.targets import Wording
 
+from .channel_training import ChannelTraining
 from .commit import commit, log_skipped
 from .layers import PrunableLayer
 from .optimizer_state import clear_moments, forget
@@ -45,6 +47,9 @@ class Pruner:
         config: what to prune, how, and when.
         optimizer: if given, its momentum and the like of pruned weights is zeroed when masks change, and it forgets
             what it knew of parameters that are rewound.
+        example_inputs: one batch, for pattern channel only (needs torch-pruning): shows which channels depend on each
+            other. A tensor is ``model(x)``, a dict ``model(**x)``, a tuple or list its first element.
+        forward_fn: ``forward_fn(model, batch)`` runs the model in place of that protocol.
 
     Raises:
         TypeError, ValueError: a wrong argument, a target that matches nothing, a layer named exactly that cannot be
@@ -62,14 +67,27 @@ class Pruner:
     Source: see `PrunerConfig`.
     """
 
-    def __init__(self, model: nn.Module, config: PrunerConfig, optimizer: torch.optim.Optimizer | None = None) -> None:
-        _check_arguments(model, config, optimizer)
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PrunerConfig,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        example_inputs: Any = None,
+        forward_fn: ForwardFn | None = None,
+    ) -> None:
+        _check_arguments(model, config, optimizer, example_inputs)
         self.model, self.config, self.optimizer = model, config, optimizer
         decisions: dict[str, PruneDecision] = {}
-        chosen, asked = select(model, config, decisions, _WORDING, under_others=True)
-        if not chosen:
+        self._channels: ChannelTraining | None = None
+        if config.pattern == "channel":
+            self._channels = ChannelTraining(model, config, decisions, example_inputs, forward_fn)
+            self._layers = self._channels.layers
+        else:
+            chosen, asked = select(model, config, decisions, _WORDING, under_others=True)
+            self._layers = tuple(TrainedLayer(layer, asked[layer.name]) for layer in chosen)
+        if not self._layers:
             raise ValueError(f"Pruner: {type(model).__name__} has no layer that can be pruned{_reasons(decisions)}")
-        self._layers = tuple(TrainedLayer(layer, asked[layer.name]) for layer in chosen)
         _check_optimizer(optimizer, self._layers)
         self._step_count, self._finished = 0, False
         self._sparsities: tuple[tuple[tuple[int, int], ...], dict[str, float]] | None = None
@@ -90,8 +108,9 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Masked fraction of all weights that this pruner prunes, from 0 to 1."""
-        sizes = {layer.name: layer.parameter.numel() for layer in self._layers}
-        return sum(self.sparsities[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        found = self.sparsities
+        sizes = {layer.name: layer.mask.numel() for layer in self._layers}
+        return sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values())
 
     @property
     def sparsities(self) -> dict[str, float]:
@@ -130,11 +149,18 @@ class Pruner:
         """End pruning as it stands and return the model, its masks in place for `fastcompress.convert`.
 
         Training may go on; the masks stay. Gradients of masked weights are no longer collected.
+
+        With pattern channel the result is a smaller copy that computes the same: the masked channels are removed, and
+        ``model`` keeps its masks. Its parameters are new, so it needs a new optimizer.
+
+        Raises:
+            ValueError: pattern channel, and something is stacked on the masks.
         """
+        result = self.model if self._channels is None else self._channels.removed(self.model)
         self._scores.stop()
         self._finished = True
         update_record(self.model, self._layers, self.config)
-        return self.model
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on bit for bit, besides the model's and the optimizer's own state.
@@ -162,7 +188,10 @@ class Pruner:
     def _update(self, step: int) -> None:
         """Everything that happens to masks and weights at ``step``; the new masks are all known before the first."""
         scores = self._scores.values(step)
-        masks = narrowed_masks(self._layers, scores, self.config, step)
+        if self._channels is None:
+            masks = narrowed_masks(self._layers, scores, self.config, step)
+        else:
+            masks = self._channels.narrowed(scores, step)
         grown: list[Tensor | None] = [None] * len(masks)
         share = self.config.regrow_share(step)
         if share > 0.0:
@@ -186,13 +215,18 @@ class Pruner:
                 clear_moments(self.optimizer, layer.parameter, ~layer.mask if new is None else ~layer.mask | new)
 
 
-def _check_arguments(model: object, config: object, optimizer: object) -> None:
+def _check_arguments(model: object, config: object, optimizer: object, example_inputs: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"Pruner: model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(config, PrunerConfig):
         raise TypeError(f"Pruner: config must be a PrunerConfig, got {type(config).__name__}")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"Pruner: optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
+    if (config.pattern == "channel") != (example_inputs is not None):
+        raise ValueError(
+            f"Pruner: example_inputs, one batch, belongs to pattern 'channel' and is needed there; pattern is "
+            f"{config.pattern!r}, example_inputs {'given' if example_inputs is not None else 'missing'}"
+        )
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer | None, layers: Sequence[TrainedLayer]) -> None:

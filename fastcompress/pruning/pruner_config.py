@@ -34,7 +34,7 @@ class PrunerConfig:
     Attributes:
         sparsity: pruned fraction of every layer at the end, in [0, 1); or target → fraction, see `PruneConfig`.
         pattern: ``"unstructured"``, blocks of outputs × inputs (``"16x4"``), ``"2:4"``, or ``"channel"``. On its way an
-            N:M pattern covers a growing part of the groups of M.
+            N:M pattern covers a growing part of the groups of M. For channels ``sparsity`` is the fraction of them.
         criterion: magnitude; taylor, |w dL/dw| summed over the steps since the last update; movement, -w dL/dw summed
             over all steps; random.
         scope: ``"local"``: each layer has the sparsity; ``"global"``: all of them together, see `PruneConfig`.
@@ -243,6 +243,11 @@ class PrunerConfig:
             )
 
     def _check_scope(self, pattern: Pattern) -> None:
+        if pattern.kind == "channel" and (self.targets is not None or isinstance(self.sparsity, Mapping)):
+            raise ValueError(
+                "PrunerConfig: pattern 'channel' takes one sparsity for all layers and no targets (use ignore): "
+                "channels depend on each other"
+            )
         if self.scope != "global":
             return
         if pattern.kind in ("nm", "channel"):

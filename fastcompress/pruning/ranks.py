@@ -9,7 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["mean_over_ranks"]
+__all__ = ["mean_over_ranks", "several_ranks"]
+
+
+def several_ranks() -> bool:
+    """Whether training runs in more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -17,7 +22,7 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     Every process must call it, with tensors of the same shapes.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not tensors:
+    if not several_ranks():
         return list(tensors)
     # One message for all of a kind, instead of one for each tensor.
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +37,10 @@ class TrainedLayer:
         """What the optimizer trains, underneath the mask."""
         return self.layer.parameter
 
-    @property
-    def masks(self) -> list[Mask]:
-        return [found for module in self.layer.modules if (found := mask_module(module)) is not None]
+    @cached_property
+    def masks(self) -> tuple[Mask, ...]:
+        """The masks of all modules; to be asked for when they are in place."""
+        return tuple(found for module in self.layer.modules if (found := mask_module(module)) is not None)
 
     @property
     def mask(self) -> Tensor:

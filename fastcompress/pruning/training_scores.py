@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .criteria import magnitude_scores, random_scores
-from .ranks import mean_over_ranks
+from .ranks import mean_over_ranks, several_ranks
 from .trained_layer import TrainedLayer, take_gradients, take_products
 
 __all__ = ["TrainingScores"]
@@ -54,15 +54,22 @@ class TrainingScores:
         """
         if not self.gathering:
             return
-        products = take_products(self.layers)
+        products: Sequence[Tensor | None] = take_products(self.layers)
         self.seen = [seen or product is not None for seen, product in zip(self.seen, products, strict=True)]
-        found = [
-            torch.zeros_like(total) if product is None else product.to(total.dtype)
-            for total, product in zip(self.sums, products, strict=True)
-        ]
-        for total, product in zip(self.sums, mean_over_ranks(found), strict=True):
-            step = product.nan_to_num(0.0, 0.0, 0.0)
-            total.add_(step.abs() if self.criterion == "taylor" else -step)
+        # The model may have moved since the last step.
+        self.sums = [total.to(layer.parameter.device) for layer, total in zip(self.layers, self.sums, strict=True)]
+        if several_ranks():
+            # All of them, as processes that reached different layers must still send the same.
+            products = mean_over_ranks(
+                [
+                    torch.zeros_like(total) if product is None else product.to(total.dtype)
+                    for total, product in zip(self.sums, products, strict=True)
+                ]
+            )
+        for total, product in zip(self.sums, products, strict=True):
+            if product is not None:
+                step = product.nan_to_num_(0.0, 0.0, 0.0)
+                total.add_(step.abs_() if self.criterion == "taylor" else step.neg_())
 
     def values(self, step: int) -> list[Tensor]:
         """Each layer's scores after ``step``; those of masked weights mean nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastcompress as fc
 from fastcompress.pruning import Pruner, PrunerConfig, mask_of, masked, pruning_of, sparsity_of
-from fastcompress.pruning.mask import original_weight
+from fastcompress.pruning.mask import mask_module, original_weight
 
 from .models import conv_net, images, mlp, pruned_blocks, same, snapshot, vectors
 
@@ -223,6 +224,39 @@ def test_tied_weights_have_one_mask() -> None:
     assert sparsity_of(model[0]) == 0.5
     gradient = original_weight(model[0]).grad
     torch.testing.assert_close(pruner.state_dict()["scores"]["0"], -weight * gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_each_layer_has_its_own_sparsity() -> None:
+    model = mlp()
+    config = PrunerConfig({"0": 0.5, "2": 0.75}, schedule="linear", start_step=1, end_step=3, initial_sparsity=0.25)
+    pruner = Pruner(model, config)
+    found = []
+    for _ in range(3):
+        found.append(pruner.sparsities)
+        pruner.step()
+    assert found == [{"0": 0.25, "2": 0.25}, {"0": 0.25, "2": 0.25}, {"0": 0.375, "2": 0.5}]
+    assert pruner.sparsities == {"0": 0.5, "2": 0.75}
+    assert pruner.sparsity == (0.5 + 0.75) / 2  # both have 2048 weights
+    assert mask_of(model[4]) is None
+
+
+def test_masks_that_collect_gradients_can_be_pickled_and_moved() -> None:
+    model, x = mlp(), vectors()[0]
+    pruner = Pruner(model, PrunerConfig(0.5, criterion="movement", schedule="one-shot", start_step=2))
+    model(x).sum().backward()
+    pruner.step()
+    twin = pickle.loads(pickle.dumps(mask_module(model[0])))
+    assert twin.product_probe is None
+    assert torch.equal(twin(torch.ones(64, 32)), torch.ones(64, 32))
+    model.double()
+    before = pruner.state_dict()["scores"]["0"]
+    weight = original_weight(model[0]).detach().clone()
+    model.zero_grad()
+    model(x.double()).sum().backward()
+    pruner.step()
+    gradient = original_weight(model[0]).grad
+    torch.testing.assert_close(pruner.state_dict()["scores"]["0"], before - (weight * gradient).float())
+    assert pruner.sparsity == 0.5
 
 
 def test_the_optimizer_forgets_pruned_weights() -> None:
