@@ -340,11 +340,13 @@ def test_masks_change_without_compiling_again(criterion: str) -> None:
     config = PrunerConfig(0.8, criterion=criterion, start_step=1, end_step=5)
     pruners = [Pruner(model, config), Pruner(twin, config)]
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, twin)]
+    buffers = {name: mask_of(module) for name, module in masked(model).items()}
     for _ in range(7):
         train_step(compiled, optimizers[0], x)
         train_step(twin, optimizers[1], x)
         assert pruners[0].step() == pruners[1].step()
     assert len(graphs) == 1
+    assert all(mask_of(module) is buffers[name] for name, module in masked(model).items())
     assert pruners[0].sparsity == pytest.approx(0.8, abs=1e-3)
     for name, mask in masks_of(model).items():
         assert torch.equal(mask, mask_of(twin.get_submodule(name)))

@@ -125,7 +125,9 @@ def test_together_with_a_growing_sparsity_and_movement() -> None:
         optimizer.step()
         if pruner.step():
             assert pruner.sparsity == pytest.approx(config.sparsity_at(step), abs=1e-3)
-            grown += int((mask_of(model[0]) & ~old).sum())
+            new = mask_of(model[0]) & ~old
+            grown += int(new.sum())
+            assert bool((pruner.state_dict()["scores"]["0"][new] == 0).all())  # what they did before they went is past
     assert grown > 0
     assert pruner.sparsity == pytest.approx(0.8, abs=1e-3)
 
