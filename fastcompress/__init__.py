@@ -6,7 +6,7 @@ from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError
 from fastcompress.formats import load, save
 from fastcompress.models.adapters import Adapted, register_adapter
-from fastcompress.pruning import PruneConfig, allocate, prune, sensitivity
+from fastcompress.pruning import PruneConfig, Pruner, PrunerConfig, allocate, prune, sensitivity
 from fastcompress.report import benchmark, explain, verify
 from fastcompress.version import __version__
 
@@ -15,6 +15,8 @@ __all__ = [
     "CheckpointError",
     "PackedBlobError",
     "PruneConfig",
+    "Pruner",
+    "PrunerConfig",
     "QuantConfig",
     "__version__",
     "allocate",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .dense_gradient import MaskedWithProbes
+
 __all__ = [
     "Mask",
     "foreign_parametrizations",
     "lift_mask",
+    "mask_leads",
     "mask_module",
     "masked",
     "only_masked",
@@ -41,6 +45,10 @@ class Mask(nn.Module):
     input_order: Tensor | None
     output_order: Tensor | None
 
+    # Leaves that collect gradients of masked positions, see `watch`; neither parameters nor buffers, and not copied.
+    gradient_probe: Tensor | None = None
+    product_probe: Tensor | None = None
+
     def __init__(self, mask: Tensor, input_order: Tensor | None = None, output_order: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
@@ -48,12 +56,34 @@ class Mask(nn.Module):
         self.register_buffer("output_order", output_order)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.gradient_probe is not None or self.product_probe is not None:
+            masked: Tensor = MaskedWithProbes.apply(weight, self.mask, self.gradient_probe, self.product_probe)
+            return masked
         # Not a product: that would make NaN of a masked infinity and -0.0 of a masked negative weight.
         return torch.where(self.mask, weight, 0.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is stored when the weight is assigned: all of it."""
         return weight
+
+    def watch(self, weight: Tensor, *, gradient: bool = False, product: bool = False) -> None:
+        """Collect dense gradients of ``weight`` from now on, in the ``grad`` of the probes; see `MaskedWithProbes`.
+
+        Copies and pickles of this module do not collect. With neither ``gradient`` nor ``product`` it stops.
+        """
+        self.gradient_probe = torch.zeros_like(weight, requires_grad=True) if gradient else None
+        self.product_probe = torch.zeros_like(weight, requires_grad=True) if product else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("gradient_probe", "product_probe")}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mask:
+        super()._apply(fn, recurse)
+        for name in ("gradient_probe", "product_probe"):
+            probe = getattr(self, name)
+            if probe is not None:
+                setattr(self, name, fn(probe.detach()).detach().requires_grad_())
+        return self
 
 
 def mask_module(module: nn.Module) -> Mask | None:
@@ -62,6 +92,12 @@ def mask_module(module: nn.Module) -> Mask | None:
         return None
     chain = cast(nn.ModuleDict, module.parametrizations)["weight"]
     return next((step for step in cast(nn.ModuleList, chain) if isinstance(step, Mask)), None)
+
+
+def mask_leads(module: nn.Module) -> bool:
+    """Whether the first thing that happens to ``module``'s weight is a mask; others may follow."""
+    found = mask_module(module)
+    return found is not None and cast(nn.ModuleDict, module.parametrizations)["weight"][0] is found  # type: ignore[index]
 
 
 def masked(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,13 +9,25 @@ from .matrix import as_matrix, from_matrix
 from .patterns import Pattern, parse_pattern
 from .permute import Permutation, permutation, permuted, restored
 from .prune import prune
+from .pruner import Pruner
+from .pruner_config import TRAINING_CRITERIA, PrunerConfig
 from .record import PruneDecision, PruneRecord, pruning_of
+from .schedules import (
+    SCHEDULES,
+    constant_sparsity,
+    cubic_sparsity,
+    iterative_sparsity,
+    linear_sparsity,
+    round_steps,
+)
 from .selection import mask_from_scores
 from .sensitivity import SensitivityCurves, SensitivityPoint, sensitivity
 from .sparsegpt import Hessian, sparsegpt
 
 __all__ = [
     "CRITERIA",
+    "SCHEDULES",
+    "TRAINING_CRITERIA",
     "Hessian",
     "Mask",
     "Pattern",
@@ -23,12 +35,18 @@ __all__ = [
     "PruneConfig",
     "PruneDecision",
     "PruneRecord",
+    "Pruner",
+    "PrunerConfig",
     "SensitivityCurves",
     "SensitivityPoint",
     "allocate",
     "apply_mask",
     "as_matrix",
+    "constant_sparsity",
+    "cubic_sparsity",
     "from_matrix",
+    "iterative_sparsity",
+    "linear_sparsity",
     "magnitude_scores",
     "mask_from_scores",
     "mask_of",
@@ -43,6 +61,7 @@ __all__ = [
     "random_scores",
     "remove_mask",
     "restored",
+    "round_steps",
     "sensitivity",
     "sparsegpt",
     "sparsity_of",

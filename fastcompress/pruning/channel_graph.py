@@ -15,7 +15,7 @@ from .evidence import batch_loss, float_tensors
 from .layers import find_layers
 from .source import Source
 
-__all__ = ["accumulate_gradients", "shrink", "torch_pruning"]
+__all__ = ["accumulate_gradients", "shrink", "torch_pruning", "traceable"]
 
 
 def torch_pruning() -> Any:
@@ -80,7 +80,7 @@ def shrink(
         made._round_to = _pruned_after_rounding
         return made
 
-    with _traceable(model), torch.random.fork_rng(devices=[]):
+    with traceable(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
         kept = [model.get_submodule(name) for name in fixed]
         kept += _output_layers(pruner([]))
@@ -118,7 +118,7 @@ def _output_layers(pruner: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def _traceable(model: nn.Module) -> Iterator[None]:
+def traceable(model: nn.Module) -> Iterator[None]:
     """Parameters with gradients and modules in eval mode, as the graph is found by autograd; put back afterwards."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     training = [(module, module.training) for module in model.modules()]
@@ -138,7 +138,7 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 def accumulate_gradients(model: nn.Module, source: Source) -> None:
     """Sum each parameter's gradient over the calibration data into ``.grad`` of this copy."""
     count = 0
-    with _traceable(model), evaluating(model), torch.enable_grad():
+    with traceable(model), evaluating(model), torch.enable_grad():
         model.zero_grad(set_to_none=True)
         for batch in source.batches or ():
             output = run_batch(model, batch, source.forward_fn, function="prune_channels")

@@ -24,7 +24,7 @@ from .mask import foreign_parametrizations, masked
 from .record import PRUNING_ATTRIBUTE, PruneDecision, pruning_of
 from .source import LossFn, make_source
 
-__all__ = ["CHANNEL_CRITERIA", "prune_channels"]
+__all__ = ["CHANNEL_CRITERIA", "channel_decisions", "prune_channels"]
 
 CHANNEL_CRITERIA: tuple[str, ...] = ("magnitude", "taylor", "random")
 
@@ -105,7 +105,7 @@ def prune_channels(
     else:
         measure = cost or (lambda m: float(count_macs(m, example_inputs, forward_fn)))
         result = _aimed(shrunk, measure, start, cost_ratio, pruning_ratio)
-    decisions = list(_decisions(model, result, pruning_ratio, fixed))
+    decisions = list(channel_decisions(model, result, pruning_ratio, fixed))
     config = {"pattern": "channel", "sparsity": pruning_ratio, "cost_ratio": cost_ratio, "round_to": round_to}
     config |= {"criterion": criterion, "scope": scope, "ignore": [str(entry) for entry in entries], "seed": seed}
     setattr(result, PRUNING_ATTRIBUTE, merged(result, decisions, config, pruning_of(model)))
@@ -187,7 +187,8 @@ def _aimed(
     return best
 
 
-def _decisions(model: nn.Module, result: nn.Module, asked: float, fixed: list[str]) -> Iterator[PruneDecision]:
+def channel_decisions(model: nn.Module, result: nn.Module, asked: float, fixed: list[str]) -> Iterator[PruneDecision]:
+    """What happened to each layer's channels between ``model`` and ``result``."""
     for candidate in find_layers(model):
         name, kind = candidate.name, candidate.kind
         old = cast(Tensor, candidate.module.weight)

@@ -14,6 +14,7 @@ from fastcompress.models.targets import Candidate
 from .config import PruneConfig
 from .mask import Mask, apply_mask, lift_mask, mask_module, mask_of
 from .plan import Plan
+from .pruner_config import PrunerConfig
 from .record import PRUNING_ATTRIBUTE, PruneDecision, PruneRecord, pruning_of
 
 __all__ = ["commit", "log_skipped", "merged"]
@@ -21,7 +22,7 @@ __all__ = ["commit", "log_skipped", "merged"]
 logger = logging.getLogger("fastcompress")
 
 
-def commit(model: nn.Module, plan: Plan, config: PruneConfig) -> None:
+def commit(model: nn.Module, plan: Plan, config: PruneConfig | PrunerConfig) -> None:
     """Put every mask in place; an exception on the way takes all of them back."""
     masks: list[tuple[nn.Module, Mask | None]] = []
     weights: list[tuple[Tensor, Tensor]] = []
@@ -73,7 +74,7 @@ def _masked_fraction(module: nn.Module) -> float:
     return 1.0 - int(mask.sum()) / mask.numel()
 
 
-def _reason(candidate: Candidate, owner: Candidate, config: PruneConfig) -> str:
+def _reason(candidate: Candidate, owner: Candidate, config: PruneConfig | PrunerConfig) -> str:
     parts = [f"{config.criterion}, {config.scope}"]
     if candidate is not owner:
         parts.append(f"shares its weight and mask with {owner.name}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastcompress.models.targets import Target, target_tuple
 
+from .checks import check_choice, check_seed, checked_pattern, checked_sparsities, config_json
 from .criteria import CRITERIA, check_criterion
 from .patterns import Pattern, parse_pattern
 
@@ -55,7 +53,7 @@ class PruneConfig:
     permute: bool | str = False
 
     def __post_init__(self) -> None:
-        parsed = self._pattern()
+        parsed = checked_pattern("prune", self.pattern)
         object.__setattr__(self, "pattern", str(parsed))
         check_criterion("prune", self.criterion, CRITERIA)
         self._check_scope(parsed)
@@ -64,11 +62,8 @@ class PruneConfig:
             if not self.targets:
                 raise ValueError("prune: targets is empty; use None for all layers")
         object.__setattr__(self, "ignore", target_tuple("prune", "ignore", self.ignore))
-        self._check_sparsity(parsed)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"prune: seed must be an int, got {self.seed!r:.80}")
-        if not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"prune: seed must fit into 64 bits, got {self.seed!r:.80}")
+        object.__setattr__(self, "sparsity", checked_sparsities("prune", self.sparsity, parsed))
+        check_seed("prune", self.seed)
         self._check_permute(parsed)
 
     @property
@@ -86,25 +81,10 @@ class PruneConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON; classes become ``"module:qualname"`` (for the record, not for reading back)."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("targets", "ignore"):
-            if values[name] is not None:
-                values[name] = [_text(target) for target in values[name]]
-        if isinstance(self.sparsity, Mapping):
-            values["sparsity"] = {_text(target): value for target, value in self.sparsity.items()}
-        return values
-
-    def _pattern(self) -> Pattern:
-        try:
-            return parse_pattern(self.pattern)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("parse_pattern:", "prune:", 1)) from None
+        return config_json(self)
 
     def _check_scope(self, pattern: Pattern) -> None:
-        if self.scope not in SCOPES:
-            close = difflib.get_close_matches(str(self.scope), SCOPES, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"prune: scope {self.scope!r:.80} is unknown; valid are 'local', 'global'{hint}")
+        check_choice("prune", "scope", self.scope, SCOPES)
         if self.scope == "global":
             if self.criterion == "sparsegpt":
                 raise ValueError(
@@ -121,19 +101,6 @@ class PruneConfig:
                     "prune: scope='global' takes one sparsity for all layers, got a mapping; use scope='local' or a "
                     "number"
                 )
-
-    def _check_sparsity(self, pattern: Pattern) -> None:
-        if not isinstance(self.sparsity, Mapping):
-            object.__setattr__(self, "sparsity", _checked_sparsity("sparsity", self.sparsity, pattern))
-            return
-        if not self.sparsity:
-            raise ValueError("prune: sparsity is an empty mapping; give a number, or at least one name")
-        target_tuple("prune", "sparsity", tuple(self.sparsity))
-        checked = {
-            target: _checked_sparsity(f"sparsity[{_text(target)!r}]", value, pattern)
-            for target, value in self.sparsity.items()
-        }
-        object.__setattr__(self, "sparsity", checked)
 
     def _check_permute(self, pattern: Pattern) -> None:
         if not isinstance(self.permute, bool) and self.permute not in PERMUTATIONS:
@@ -158,22 +125,3 @@ class PruneConfig:
                     f"prune: permute={self.permute!r} has no effect on the {name} of pattern {str(pattern)!r}, whose "
                     "blocks are one wide there; leave it out"
                 )
-
-
-def _text(target: Target) -> str:
-    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
-
-
-def _checked_sparsity(name: str, value: object, pattern: Pattern) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"prune: {name} must be a number in [0, 1), got {value!r:.80}")
-    value = float(value)
-    if not math.isfinite(value) or not 0.0 <= value < 1.0:
-        raise ValueError(f"prune: {name} must lie in [0, 1) (the fraction that is pruned), got {value!r}")
-    fixed = pattern.fixed_sparsity
-    if fixed is not None and value != 0.0 and abs(value - fixed) > 0.005:
-        raise ValueError(
-            f"prune: pattern {str(pattern)!r} always has sparsity {fixed:.4g}, {name} is {value!r}; pass {fixed:.4g}, "
-            "or 0 for a dense layer"
-        )
-    return value

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcompress.models.targets import Candidate, Wording, module_names
 
-from .mask import foreign_parametrizations, mask_of, original_weight, permutation_of
+from .mask import foreign_parametrizations, mask_leads, mask_of, original_weight, permutation_of
 from .patterns import Pattern
 
 __all__ = ["WORDING", "PrunableLayer", "find_layers", "layer_problem", "tie"]
@@ -76,12 +76,16 @@ def find_layers(model: nn.Module) -> list[Candidate]:
     ]
 
 
-def layer_problem(module: nn.Module, pattern: Pattern) -> str | None:
-    """Why this layer, seen alone, cannot be pruned to ``pattern``; None when it can."""
+def layer_problem(module: nn.Module, pattern: Pattern, *, under_others: bool = False) -> str | None:
+    """Why this layer, seen alone, cannot be pruned to ``pattern``; None when it can.
+
+    Args:
+        under_others: whether a mask that is there already may have other parametrizations stacked on it.
+    """
     if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
         return "it is lazy and was never run"
     others = foreign_parametrizations(module)
-    if others:
+    if others and not (under_others and mask_leads(module)):
         return f"it has the parametrization {', '.join(others)}; remove it first"
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):

@@ -13,6 +13,7 @@ from fastcompress.nn.mask import (
     Mask,
     foreign_parametrizations,
     lift_mask,
+    mask_leads,
     mask_module,
     masked,
     original_weight,
@@ -25,6 +26,7 @@ __all__ = [
     "apply_mask",
     "foreign_parametrizations",
     "lift_mask",
+    "mask_leads",
     "mask_module",
     "mask_of",
     "masked",
@@ -66,7 +68,7 @@ def apply_mask(
     Raises:
         TypeError: ``module`` has no weight tensor, or ``mask`` is not bool.
         ValueError: ``mask`` has another shape than the weight, an order is no permutation of its channels, or the
-            module has other parametrizations. The module is unchanged.
+            module has other parametrizations and no mask before them. The module is unchanged.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -89,7 +91,7 @@ def apply_mask(
             "be equal"
         )
     others = foreign_parametrizations(module)
-    if others:
+    if others and not mask_leads(module):
         raise ValueError(
             f"apply_mask: {label} already has the parametrization {', '.join(others)}, which a mask would disturb; "
             "remove it first with torch.nn.utils.parametrize.remove_parametrizations"

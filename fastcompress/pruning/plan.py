@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastcompress.models.targets import Candidate, matched, unwanted
+from fastcompress.models.targets import Candidate, Target, Wording, matched, unwanted
 
 from .config import PruneConfig
 from .evidence import Evidence, evidence
 from .layers import WORDING, PrunableLayer, find_layers, layer_problem, tie
+from .patterns import Pattern
 from .permute import permuted, restored
 from .record import PruneDecision
 from .selection import block_scores, lowest, mask_from_blocks, pruned_count
 from .solve import Solved, retained_share, solve
 from .source import Source
 
-__all__ = ["Plan", "asked_sparsities", "make_plan", "select"]
+__all__ = ["Choice", "Plan", "asked_sparsities", "make_plan", "select"]
+
+
+class Choice(Protocol):
+    """A configuration that says which layers are pruned, to what pattern, and how much."""
+
+    @property
+    def sparsity(self) -> float | Mapping[Target, float]: ...
+
+    @property
+    def targets(self) -> tuple[Target, ...] | None: ...
+
+    @property
+    def ignore(self) -> tuple[Target, ...]: ...
+
+    @property
+    def parsed(self) -> Pattern: ...
 
 
 @dataclass
@@ -65,16 +83,25 @@ def make_plan(model: nn.Module, config: PruneConfig, source: Source) -> Plan:
 
 
 def select(
-    model: nn.Module, config: PruneConfig, decisions: dict[str, PruneDecision]
+    model: nn.Module,
+    config: Choice,
+    decisions: dict[str, PruneDecision],
+    wording: Wording = WORDING,
+    *,
+    under_others: bool = False,
 ) -> tuple[list[PrunableLayer], dict[str, float]]:
     """The layers to prune and name → sparsity; why the others stay is written into ``decisions``.
+
+    Args:
+        wording: for whom messages speak.
+        under_others: see `layer_problem`.
 
     Raises:
         ValueError: a target matches nothing, or a layer that is named exactly cannot be pruned.
     """
     candidates = find_layers(model)
-    left_out = unwanted(model, candidates, config, WORDING)
-    asked = asked_sparsities(model, candidates, config)
+    left_out = unwanted(model, candidates, config, wording)
+    asked = asked_sparsities(model, candidates, config, wording)
     exact = _exact_names(model, config)
     chosen: list[Candidate] = []
     for candidate in candidates:
@@ -87,11 +114,11 @@ def select(
         if reason is not None:
             decisions[name] = PruneDecision(name, candidate.kind, "kept", asked=asked.get(name), reason=reason)
             continue
-        problem = layer_problem(candidate.module, config.parsed)
+        problem = layer_problem(candidate.module, config.parsed, under_others=under_others)
         if problem is None:
             chosen.append(candidate)
         else:
-            _refuse(decisions, candidate, problem, asked[name], exact)
+            _refuse(decisions, candidate, problem, asked[name], exact, wording)
     layers, problems = tie(model, chosen)
     for layer in layers:
         different = [other for other in layer.tied if asked[other.name] != asked[layer.name]]
@@ -103,11 +130,13 @@ def select(
                 )
     for candidate in chosen:
         if candidate.name in problems:
-            _refuse(decisions, candidate, problems[candidate.name], asked[candidate.name], exact)
+            _refuse(decisions, candidate, problems[candidate.name], asked[candidate.name], exact, wording)
     return [layer for layer in layers if layer.name not in problems], asked
 
 
-def asked_sparsities(model: nn.Module, candidates: list[Candidate], config: PruneConfig) -> dict[str, float]:
+def asked_sparsities(
+    model: nn.Module, candidates: list[Candidate], config: Choice, wording: Wording = WORDING
+) -> dict[str, float]:
     """Name → sparsity; layers that no key of a mapping matches are missing.
 
     Raises:
@@ -118,13 +147,13 @@ def asked_sparsities(model: nn.Module, candidates: list[Candidate], config: Prun
     result: dict[str, float] = {}
     own: dict[str, float] = {}
     for target, value in config.sparsity.items():
-        for name in matched(model, candidates, target, "sparsity", WORDING):
+        for name in matched(model, candidates, target, "sparsity", wording):
             result[name] = value
         own |= {c.name: value for c in candidates if isinstance(target, str) and target in c.names}
     return result | own
 
 
-def _exact_names(model: nn.Module, config: PruneConfig) -> dict[str, str]:
+def _exact_names(model: nn.Module, config: Choice) -> dict[str, str]:
     """Name → argument, of the layers that an argument calls by their own name."""
     keys = config.sparsity if isinstance(config.sparsity, Mapping) else ()
     result: dict[str, str] = {}
@@ -136,12 +165,17 @@ def _exact_names(model: nn.Module, config: PruneConfig) -> dict[str, str]:
 
 
 def _refuse(
-    decisions: dict[str, PruneDecision], candidate: Candidate, problem: str, asked: float, exact: Mapping[str, str]
+    decisions: dict[str, PruneDecision],
+    candidate: Candidate,
+    problem: str,
+    asked: float,
+    exact: Mapping[str, str],
+    wording: Wording = WORDING,
 ) -> None:
     if candidate.name in exact:
         raise ValueError(
-            f"prune: layer {candidate.name!r} ({candidate.kind}) is named in {exact[candidate.name]} but cannot be "
-            f"pruned: {problem}"
+            f"{wording.function}: layer {candidate.name!r} ({candidate.kind}) is named in {exact[candidate.name]} but "
+            f"cannot be pruned: {problem}"
         )
     decisions[candidate.name] = PruneDecision(candidate.name, candidate.kind, "skipped", asked=asked, reason=problem)
 
