@@ -7,6 +7,7 @@ from fastcompress.errors import CheckpointError, PackedBlobError
 from fastcompress.formats import load, save
 from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, allocate, prune, sensitivity
+from fastcompress.quantization import QATConfig, prepare
 from fastcompress.report import benchmark, explain, verify
 from fastcompress.version import __version__
 
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "PackedBlobError",
     "PruneConfig",
+    "QATConfig",
     "QuantConfig",
     "__version__",
     "allocate",
@@ -23,6 +25,7 @@ __all__ = [
     "cpu_info",
     "explain",
     "load",
+    "prepare",
     "prune",
     "quantize",
     "register_adapter",

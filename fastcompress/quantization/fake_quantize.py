@@ -113,9 +113,7 @@ def fake_quantize(
     1308.3432, 2013) for straight-through; Esser et al., "Learned Step Size Quantization" (ICLR 2020), eq. 1 to 3, for
     the scale; Bhalgat et al., "LSQ+" (CVPR workshops 2020), §3, for a zero point.
     """
-    result: Tensor = _FakeQuantize.apply(
-        x, scale, zero_point, step, step_factor, float(low), float(high), nan_is_zero
-    )
+    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, step, step_factor, float(low), float(high), nan_is_zero)
     return result
 
 

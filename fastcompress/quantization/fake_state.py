@@ -39,7 +39,7 @@ def set_fake_quant(model: nn.Module, state: str) -> None:
         >>> model = fc.prepare(model, "W8A8", example_inputs=batch, state="off")
         >>> set_fake_quant(model, "train")  # some epochs later
 
-    Source: Krishnamoorthi (arXiv 1806.08342, 2018), §3.2: quantization starts late and its ranges freeze before the end.
+    Source: Krishnamoorthi (arXiv 1806.08342, 2018), §3.2: it starts late and freezes before the end.
     """
     if not isinstance(state, str):
         raise TypeError(f"set_fake_quant: state must be one of {_listed()}, got {state!r:.80}")

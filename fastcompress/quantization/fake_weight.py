@@ -1,4 +1,4 @@
-"""The fake-quantizer on a weight: s8 with one scale per output channel, with the BatchNorm behind the layer folded in."""
+"""The fake-quantizer on a weight: s8 with one scale per output channel, the BatchNorm behind the layer folded in."""
 
 from __future__ import annotations
 
