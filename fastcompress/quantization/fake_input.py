@@ -68,7 +68,7 @@ class InputFakeQuantize(FakeQuantizer):
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32 ``[]``) and zero point (int32 ``[]``) that are, or in state train would be, used now."""
-        scale = self.effective_step() if self._learns and self.mode == "train" else self.scale
+        scale = self.learned_scale() if self._learns and self.mode == "train" else self.scale
         return scale, self.zero_point
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class InputFakeQuantize(FakeQuantizer):
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether all that was seen was 0 (or NaN and infinity), so that there is no range."""
+        """Whether all that was observed was 0 (or NaN and infinity), so that there is no range."""
         return not bool(self.low < self.high)
 
     def set_mode(self, mode: str) -> None:
@@ -118,13 +118,17 @@ class InputFakeQuantize(FakeQuantizer):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Fix the zero point and give the learned scale its first value, from the statistics."""
+        """Fix the zero point and give the learned scale its first value, from the statistics.
+
+        Where there was nothing but zeros, which say nothing, these are such that -1 and 1 can be represented.
+        """
         assert self.mean_magnitude is not None
         scale, zero_point = qparams_of_ranges(self.low, self.high, self.symmetric)
-        self.zero_point.copy_(zero_point)
+        empty = self.low == self.high
+        self.zero_point.copy_(torch.where(empty, 128, zero_point))
         if self.step_init == "lsq":
             scale = (2.0 * self.mean_magnitude / self._largest().sqrt()).clamp(min=TINY)
-        self._start_step(scale)
+        self._start_step(torch.where(empty, 1.0 / 127, scale))
 
     def _largest(self) -> Tensor:
         """Q_P: the most steps that a value can be away from 0."""
@@ -132,9 +136,10 @@ class InputFakeQuantize(FakeQuantizer):
         return torch.maximum(zero_point, 255.0 - zero_point)
 
     def _step_factor(self, x: Tensor) -> Tensor:
-        """1 / sqrt(N * Q_P) with N the elements of one sample."""
+        """1 / sqrt(N * Q_P) with N the elements of one sample, over the unit."""
+        assert self.unit is not None
         elems = x.numel() // x.shape[0] if x.dim() > 1 else x.numel()
-        return 1.0 / torch.sqrt(elems * self._largest())
+        return 1.0 / (torch.sqrt(elems * self._largest()) * self.unit)
 
     def _read_back(self) -> None:
         super()._read_back()

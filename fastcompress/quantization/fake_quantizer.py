@@ -16,14 +16,21 @@ __all__ = ["STATES", "FakeQuantizer"]
 #: frozen: rounding with fixed scale and zero point. The index in this tuple is what the ``state`` buffer holds.
 STATES: tuple[str, ...] = ("off", "observe", "train", "frozen")
 
+#: A learned scale does not shrink below this part of its unit: an optimizer that oversteps must not end in 0.
+_SMALLEST_STEP = 2.0**-10
+
 
 class FakeQuantizer(nn.Module):
     """Base of `WeightFakeQuantize` and `InputFakeQuantize`.
 
     Its ``state_dict`` holds ``state`` (uint8 ``[]``, an index into `STATES`), ``scale`` (float32; 0 while unknown) and,
-    with learned scales, the parameter ``step`` (float32, the shape of ``scale``). ``step`` counts in state train only;
-    ``scale`` is what it was when that state was last left, and returns to it when the state is entered again. Nothing
-    here ever leaves float32, whatever the model is cast to.
+    with learned scales, the parameter ``step`` and ``unit`` (float32, the shape of ``scale``): in state train the scale
+    is ``step * unit``. ``scale`` is what it was when that state was last left, and what it is again when the state is
+    entered again. Nothing here ever leaves float32, whatever the model is cast to.
+
+    A learned scale is trained in units of its start, and its gradient is that of the paper over the unit. So SGD moves
+    the scale exactly as in the paper, while Adam, whose steps are about the learning rate whatever the gradient, moves
+    it by that fraction: a scale of 1e-4 itself would not survive a step of 1e-3.
 
     Attributes:
         mode: the state's name.
@@ -33,6 +40,7 @@ class FakeQuantizer(nn.Module):
     state: Tensor
     scale: Tensor
     step: nn.Parameter | None
+    unit: Tensor | None
 
     def __init__(self, shape: tuple[int, ...], learned: bool, step_init: str, device: torch.device) -> None:
         super().__init__()
@@ -41,29 +49,34 @@ class FakeQuantizer(nn.Module):
         self.step_init = step_init
         self.register_buffer("state", torch.zeros((), dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.zeros(shape, dtype=torch.float32, device=device))
-        self.step = nn.Parameter(torch.ones(shape, dtype=torch.float32, device=device)) if learned else None
+        one = torch.ones(shape, dtype=torch.float32, device=device)
+        self.step = nn.Parameter(one) if learned else None
+        self.register_buffer("unit", one.clone() if learned else None)
 
-    def effective_step(self) -> Tensor:
-        """The learned scale as it is used: not below 2^-100, where its reciprocal would overflow; detached."""
+    def learned_scale(self) -> Tensor:
+        """``step * unit``, detached; the step counts as at least 2^-10 (its gradient goes on), the scale as 2^-100."""
         assert self.step is not None
-        return self.step.detach().clamp(min=TINY)
+        assert self.unit is not None
+        return (self.step.detach().clamp(min=_SMALLEST_STEP) * self.unit).clamp(min=TINY)
 
     def _set_mode(self, mode: str) -> None:
         """Change the state; the subclass has made sure that a learned scale is known where it is needed."""
         with torch.no_grad():
             if self.step is not None and self.known and mode != self.mode:
                 if self.mode == "train":
-                    self.scale.copy_(self.effective_step())
+                    self.scale.copy_(self.learned_scale())
                 elif mode == "train":
-                    self.step.copy_(self.scale)
+                    self._start_step(self.scale.clone())
             self.state.fill_(STATES.index(mode))
         self.mode = mode
 
     def _start_step(self, value: Tensor) -> None:
-        """The first value of the learned scale."""
+        """Let the learned scale go on from ``value``, in units of that."""
         assert self.step is not None
+        assert self.unit is not None
         with torch.no_grad():
-            self.step.copy_(value)
+            self.step.fill_(1.0)
+            self.unit.copy_(value)
             self.scale.copy_(value)
         self.known = True
 

@@ -78,7 +78,7 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
                     self.scale.copy_(_absmax_scale(folded))
                     self.known = True
             elif mode in ("train", "frozen") and not self.known:
-                self._start_step(_absmax_scale(folded) if self.step_init == "minmax" else _lsq_start(folded))
+                self._start_step(_start(folded, self.step_init))
         self._set_mode(mode)
 
     def quantized_from(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,8 +105,8 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
         if self.step is None:
             return _absmax_scale(folded)
         if self.known:
-            return self.effective_step() if self.mode == "train" else self.scale
-        return _absmax_scale(folded) if self.step_init == "minmax" else _lsq_start(folded)
+            return self.learned_scale() if self.mode == "train" else self.scale
+        return _start(folded, self.step_init)
 
     def _factor(self) -> Tensor | None:
         """``g``, float32 ``[out]``; rounded once, like that of `fold_batchnorm`."""
@@ -129,8 +129,9 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
         return wide * factor, factor
 
     def _step_factor(self, weight: Tensor) -> Tensor:
-        """1 / sqrt(N * Q_P) with N the weights of one channel."""
-        return torch.full((), 1.0 / math.sqrt(weight[0].numel() * 127), device=weight.device)
+        """1 / sqrt(N * Q_P) with N the weights of one channel, over the unit."""
+        assert self.unit is not None
+        return 1.0 / (math.sqrt(weight[0].numel() * 127) * self.unit)
 
     def hold_norm(self) -> None:
         """Keep the norm with its running statistics, in training mode too."""
@@ -149,8 +150,19 @@ def _absmax_scale(weight: Tensor) -> Tensor:
     return weight.detach().flatten(1).abs().amax(dim=1).clamp(min=TINY) / 127.0
 
 
-def _lsq_start(weight: Tensor) -> Tensor:
-    """2 * mean|w| / sqrt(Q_P) per channel; the mean leaves zeros out, or a mask would make the range too small."""
+def _start(weight: Tensor, step_init: str) -> Tensor:
+    """Where the learned scales of a weight start, float32 ``[out]``.
+
+    By ``"lsq"`` at 2 * mean|w| / sqrt(Q_P) per channel. The mean leaves zeros out, or a mask would make the range too
+    small. A channel of zeros, which has no scale of its own, gets the mean of the others.
+    """
     rows = weight.detach().flatten(1)
-    mean = rows.abs().sum(dim=1) / (rows != 0).sum(dim=1).clamp(min=1)
-    return (2.0 * mean / math.sqrt(127)).clamp(min=TINY)
+    count = (rows != 0).sum(dim=1)
+    if step_init == "minmax":
+        start = _absmax_scale(weight)
+    else:
+        start = 2.0 * rows.abs().sum(dim=1) / count.clamp(min=1) / math.sqrt(127)
+    alive = count > 0
+    others = torch.where(alive, start, 0.0).sum() / alive.sum().clamp(min=1)
+    others = torch.where(alive.any(), others, 1.0 / 127)
+    return torch.where(alive, start, others).clamp(min=TINY)

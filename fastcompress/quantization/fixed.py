@@ -45,6 +45,6 @@ class FixedScales:
             problem = "its inputs were never seen in training"
         elif not input.known:
             problem = "its learned scales never started: it was observed, but not trained, with fake quantization"
-        elif input.is_degenerate:
+        elif input.step is None and input.is_degenerate:
             problem = "its inputs held nothing but 0 (or NaN and infinity) in training, so they have no range"
         return cls(weight, weight_scale, float(scale), int(zero_point), quantizer.norm, problem)

@@ -125,7 +125,7 @@ def prepare(
         raise ValueError(f"prepare: no layer can be prepared{_lines(reasons)}")
     _attach(work, chosen, inputs, settings, seen.flow, state)
     if reasons:
-        logger.warning("prepare: %d layers stay float:%s", len(reasons), _lines(reasons))
+        logger.warning("prepare: %d layers stay float%s", len(reasons), _lines(reasons))
     return work
 
 
