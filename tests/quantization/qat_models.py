@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from fastcompress.quantization import InputFakeQuantize, WeightFakeQuantize
 from fastcompress.quantization.fake_layer import weight_quantizer
 
-__all__ = ["OPTIMIZERS", "conv_net", "images", "input_of", "labels", "mlp", "train", "weight_of"]
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "conv_net",
+    "images",
+    "input_of",
+    "labels",
+    "mlp",
+    "rows",
+    "train",
+    "weight_of",
+]
+
+METHODS = ["ste", "lsq"]
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "momentum": lambda m: torch.optim.SGD(m.parameters(), lr=0.02, momentum=0.9),
@@ -45,6 +58,11 @@ def conv_net() -> nn.Sequential:
 def mlp() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def rows(seed: int = 1) -> Tensor:
+    """Inputs of `mlp`."""
+    return torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def images(seed: int = 1, count: int = 8) -> Tensor:
