@@ -3,10 +3,11 @@
 from fastcompress.api import convert, quantize
 from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
-from fastcompress.errors import CheckpointError, PackedBlobError
+from fastcompress.errors import CheckpointError, PackedBlobError, TrainingDiverged
 from fastcompress.formats import load, save
 from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, Pruner, PrunerConfig, allocate, prune, sensitivity
+from fastcompress.quantization import QATConfig, prepare
 from fastcompress.report import benchmark, explain, verify
 from fastcompress.version import __version__
 
@@ -17,7 +18,9 @@ __all__ = [
     "PruneConfig",
     "Pruner",
     "PrunerConfig",
+    "QATConfig",
     "QuantConfig",
+    "TrainingDiverged",
     "__version__",
     "allocate",
     "benchmark",
@@ -25,6 +28,7 @@ __all__ = [
     "cpu_info",
     "explain",
     "load",
+    "prepare",
     "prune",
     "quantize",
     "register_adapter",

@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 from fastcompress.config import QuantConfig, Target
-from fastcompress.conversion import ConvertConfig, convert_model
+from fastcompress.conversion import ConvertConfig, finish_model
 from fastcompress.models.calibrate import ForwardFn, as_batches, replayable
 from fastcompress.models.copying import copied
 from fastcompress.models.speed import Timer
-from fastcompress.quantization.ptq import Source, quantize_model
+from fastcompress.models.undo import undone_on_error
+from fastcompress.quantization.fake_layer import fake_quantized
+from fastcompress.quantization.plan import Source
+from fastcompress.quantization.ptq import quantize_model
 from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord, LayerDecision, record_of
 from fastcompress.report.environment import cpu_model, isa_name, library_version
 from fastcompress.report.measure import compare
@@ -73,6 +76,12 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"quantize: model must be a torch.nn.Module, got {type(model).__name__}")
+    prepared = next(iter(fake_quantized(model)), None)
+    if prepared is not None:
+        raise ValueError(
+            f"quantize: layer {prepared!r} has fake quantization from prepare, whose scales quantize would throw away; "
+            "call fastcompress.convert"
+        )
     config = _configure(scheme, targets, ignore, observer, only_if_faster)
     source = _source(config, calibration_data, example_inputs, forward_fn, progress)
     earlier = record_of(model)
@@ -95,36 +104,43 @@ def convert(
     progress: bool | None = None,
     timer: Timer | None = None,
 ) -> nn.Module:
-    """Finish what a model carries from `prune`: masks become block-sparse layers where those are faster.
+    """Finish what a model carries from `prepare` and `prune`: int8 and block-sparse layers where those are faster.
+
+    A layer with fake quantization becomes a `QuantLinear` or `QuantConv2d` (block-sparse if it is masked and that is
+    faster still) with exactly the integers, scales and zero points that training simulated. The BatchNorm that was
+    folded there is folded here; with ``example_inputs``, activations that follow are fused. A layer that is not faster
+    in int8 loses its fake quantization, and if it is masked it is treated as any masked layer.
 
     A masked linear or convolution (float32 or bfloat16, without groups) becomes a `SparseLinear` or `SparseConv2d`, cut
     into the coarsest blocks that its zeros fit: 16x1, 4x1 or 1x1 (16x2 in bfloat16), whatever the mask's pattern. Every
-    other masked layer stays dense, and its zeros are written into the weight. Finished layers and models without masks
-    are left alone. (Zeros run fastest in int8: `quantize` takes masked models as they are.)
+    other masked layer stays dense, and its zeros are written into the weight. Finished layers and models that carry
+    nothing are left alone. (Zeros run fastest in int8: `quantize` takes masked models as they are.)
 
     Args:
         model: any model; it is run, if there are ``example_inputs``, and not traced.
         targets: convert only these: module names, ``"re:…"`` patterns that match a whole name, or classes. A container
-            stands for all layers inside. Others keep their masks.
-        ignore: leave these and their masks as they are; the same notation, stronger than ``targets``.
-        only_if_faster: measure each distinct layer and keep the dense one where block-sparse is not faster on this
-            machine (default True). False: block-sparse wherever that is possible.
+            stands for all layers inside. Others keep their masks and fake quantization.
+        ignore: leave these as they are; the same notation, stronger than ``targets``.
+        only_if_faster: measure each distinct layer and keep the dense one where int8 or block-sparse is not faster on
+            this machine (default True). False: int8 and block-sparse wherever that is possible.
         example_inputs: one batch like those of real use (a tensor is ``model(x)``, a dict ``model(**x)``, a tuple or
             list its first element): layers are measured at its shapes. Without it a linear is measured at 1 and 128
-            tokens, and a convolution is decided by the density of its blocks: sparse up to 80% of 16x1, 60% of 4x1, 30%
-            of 1x1 or 50% of 16x2 (`fastcompress.nn.blocks.BREAK_EVEN`).
+            tokens; a convolution with fake quantization becomes int8 unmeasured, and a masked one is decided by the
+            density of its blocks: sparse up to 80% of 16x1, 60% of 4x1, 30% of 1x1 or 50% of 16x2
+            (`fastcompress.nn.blocks.BREAK_EVEN`).
         forward_fn: ``forward_fn(model, batch)`` runs the model in place of the batch protocol.
         inplace: change ``model`` itself and return it, instead of a copy.
         progress: show progress bars; by default when it takes long and stderr is a terminal.
-        timer: replaces the stopwatch: ``timer({"dense": f, "sparse": g})`` gives the seconds of one call of each.
+        timer: replaces the stopwatch: ``timer({"dense": f, "sparse": g})`` gives the seconds of one call of each; for
+            fake quantization it is asked what `quantize` asks.
 
     Returns:
-        The model, in the training mode it had. Every masked layer's fate and its reason are in its record, see
-        `fastcompress.explain`; layers that could not become block-sparse are also logged, in one warning.
+        The model, in the training mode it had. Every such layer's fate and its reason are in its record, see
+        `fastcompress.explain`; layers that could not be converted are also logged, in one warning.
 
     Raises:
-        TypeError, ValueError: a wrong argument, a target that matches nothing, or a layer whose mask cannot be taken
-            off alone. ``model`` is unchanged after any exception.
+        TypeError, ValueError: a wrong argument, a target that matches nothing, a layer whose mask cannot be taken off
+            alone, or fake quantization that never saw an input. ``model`` is unchanged after any exception.
 
     Example:
         >>> p = fc.prune(model, 0.9, "16x1", calibration_data=loader)
@@ -137,11 +153,12 @@ def convert(
     config = ConvertConfig(targets, () if ignore is None else ignore, only_if_faster)  # type: ignore[arg-type]
     earlier = record_of(model)
     work = model if inplace else copied(model, "convert")
-    result, decisions = convert_model(work, config, timer or compare, example_inputs, forward_fn, progress)
-    _refuse_new_root("convert", inplace, model, result)
+    with undone_on_error(work):
+        result, decisions, parts = finish_model(work, config, timer or compare, example_inputs, forward_fn, progress)
+        _refuse_new_root("convert", inplace, model, result)
     if decisions:
-        before = [] if earlier is None else [part for part in earlier.scheme.split(" + ") if part != "sparse"]
-        scheme = " + ".join([*before, "sparse"])
+        before = [] if earlier is None else [part for part in earlier.scheme.split(" + ") if part not in parts]
+        scheme = " + ".join([*before, *parts])
         made = config.to_json() if earlier is None else {**earlier.config, "convert": config.to_json()}
         setattr(result, RECORD_ATTRIBUTE, _record(scheme, made, decisions, earlier))
     return result

@@ -20,6 +20,7 @@ __all__ = [
     "added_bound",
     "block_bound",
     "dot_bound",
+    "folded_bound",
     "output_bound",
     "real_activation_bound",
     "rounded_bound",
@@ -118,6 +119,19 @@ def dot_bound(
     """
     k = max(1, abs_a.shape[-1])
     return 2.0 * _U * k * (abs_a @ abs_w.T) + U_OUT[dtype] * np.abs(ref) + _TINY[dtype]
+
+
+def folded_bound(
+    terms: int, absolute: NDArray[np.float64], added: NDArray[np.float64], ref: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """An int8 layer, or its simulation in float with a BatchNorm behind it, against float64 on the same integers.
+
+    ``absolute`` = |A||W| of sums of ``terms`` products; ``added`` = |bias g| + |mean g| + |beta|, g the norm's factor.
+    As in `dot_bound`, 2 K u covers the sum; the simulated weight is divided by g and its output multiplied by a g of
+    its own, each with at most 4 roundings (sqrt, reciprocal, product, and the use): 8 u. The terms that are added meet
+    as many. The int8 layer has fewer of each.
+    """
+    return _U * ((2.0 * terms + 8.0) * absolute + 8.0 * added + np.abs(ref)) + _TINY["f32"]
 
 
 #: Two correct answers of a float layer, sums of at most 72 products of normal numbers: by `block_bound` each is within

@@ -23,8 +23,8 @@ def carries_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, None) for name in hooks) or "forward" in module.__dict__
 
 
-def layer_problem(module: nn.Module) -> str | None:
-    """Why this layer, seen alone, cannot become int8; None when it can."""
+def layer_problem(module: nn.Module, *, any_device: bool = False) -> str | None:
+    """Why this layer, seen alone, cannot become int8; None when it can (``any_device``: once it is on the CPU)."""
     if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
         return "it is lazy and was never run"
     if torch.nn.utils.parametrize.is_parametrized(module) and not only_masked(module):
@@ -38,7 +38,9 @@ def layer_problem(module: nn.Module) -> str | None:
         return "it has no weight tensor"
     if type(weight) not in (nn.Parameter, Tensor):
         return f"its weight is a {type(weight).__name__}, not an ordinary tensor"
-    if weight.device.type != "cpu":
+    if any_device and weight.is_meta:
+        return "its weight is on the meta device and has no values"
+    if weight.device.type != "cpu" and not any_device:
         return f"its weight is on {weight.device}; the kernels run on the CPU, call model.cpu() first"
     if weight.layout is not torch.strided:
         return f"its weight has layout {weight.layout}"

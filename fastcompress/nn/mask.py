@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .dense_gradient import MaskedWithProbes
+from .parametrization import WeightTransform, drop_step, weight_steps
 
 __all__ = [
     "Mask",
@@ -106,14 +107,14 @@ def masked(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def original_weight(module: nn.Module) -> Tensor:
-    """The weight parameter itself, underneath a mask if there is one."""
-    if mask_module(module) is None:
+    """The weight parameter itself, underneath a mask and other steps of this package if there are any."""
+    if not any(isinstance(step, (Mask, WeightTransform)) for step in weight_steps(module)):
         return cast(Tensor, module.weight)
     return cast(Tensor, cast(Any, module).parametrizations.weight.original)
 
 
 def foreign_parametrizations(module: nn.Module) -> list[str]:
-    """Class names of the parametrizations on ``module`` that are not a `Mask` on its weight."""
+    """Class names of the parametrizations on ``module`` that this package did not put on its weight."""
     if not parametrize.is_parametrized(module):
         return []
     chains = cast(nn.ModuleDict, module.parametrizations)
@@ -121,13 +122,15 @@ def foreign_parametrizations(module: nn.Module) -> list[str]:
         type(step).__name__
         for tensor, chain in chains.items()
         for step in cast(nn.ModuleList, chain)
-        if not (tensor == "weight" and isinstance(step, Mask))
+        if not (tensor == "weight" and isinstance(step, (Mask, WeightTransform)))
     ]
 
 
 def only_masked(module: nn.Module) -> bool:
     """Whether a mask on the weight is the only parametrization of ``module``; its weight then reads as any other."""
-    return parametrize.is_parametrized(module) and not foreign_parametrizations(module)
+    if not parametrize.is_parametrized(module) or foreign_parametrizations(module):
+        return False
+    return not any(isinstance(step, WeightTransform) for step in weight_steps(module))
 
 
 def remove_mask(module: nn.Module) -> None:
@@ -147,24 +150,17 @@ def lift_mask(module: nn.Module) -> None:
 
 
 def _take_off(module: nn.Module, *, bake: bool) -> None:
-    if mask_module(module) is None:
+    mask = mask_module(module)
+    if mask is None:
         return
-    holder: Any = module
     others = foreign_parametrizations(module)
     if others:
         raise ValueError(
             f"remove_mask: {parametrize.type_before_parametrizations(module).__name__} also has the parametrization "
             f"{', '.join(others)}; remove all with torch.nn.utils.parametrize.remove_parametrizations"
         )
-    # Not torch's remove_parametrizations: it deletes the property from the class, which deep copies share.
-    original = holder.parametrizations.weight.original
-    plain = parametrize.type_before_parametrizations(module)
     if bake:
+        original = original_weight(module)
         with torch.no_grad():
-            original.copy_(holder.weight)
-    del holder.parametrizations
-    module.__class__ = plain
-    kind: dict[str, Any] = module._parameters if isinstance(original, nn.Parameter) else module._buffers
-    rest = dict(kind)
-    kind.clear()
-    kind.update({"weight": original, **rest})
+            original.copy_(mask(original))
+    drop_step(module, mask)

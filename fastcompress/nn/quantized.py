@@ -23,8 +23,8 @@ class QuantizedLayer(PackedLayer):
 
     canonical_class: ClassVar[type[Canonical]] = W8A8Canonical
     remedy = (
-        "quantized weights are packed for the kernels, read-only and not trainable; train the float model and quantize "
-        "it again (quantization-aware training, fastcompress.prepare, is not part of this version yet)"
+        "quantized weights are packed for the kernels, read-only and not trainable; train the float model, with fake "
+        "quantization from fastcompress.prepare, and convert or quantize it again"
     )
 
     input_mode: str

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.copying import copied
 from fastcompress.models.targets import Target, matched, target_tuple
+from fastcompress.nn.parametrization import WeightTransform, weight_steps
 
 from .channel_graph import accumulate_gradients, shrink, torch_pruning
 from .channel_run import check_runs, check_ties, count_macs
@@ -143,6 +144,7 @@ def _check(model: object, pruning_ratio: object, cost_ratio: object, round_to: o
         )
     for candidate in find_layers(model):
         others = foreign_parametrizations(candidate.module)
+        others += [type(step).__name__ for step in weight_steps(candidate.module) if isinstance(step, WeightTransform)]
         what = f"has the parametrization {', '.join(others)}; remove it first" if others else ""
         if any(is_lazy(parameter) for parameter in candidate.module.parameters()):
             what = "is lazy; run the model once first"

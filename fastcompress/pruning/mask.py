@@ -20,6 +20,7 @@ from fastcompress.nn.mask import (
     remove_mask,
 )
 from fastcompress.nn.orders import checked_order
+from fastcompress.nn.parametrization import weight_steps
 
 __all__ = [
     "Mask",
@@ -105,7 +106,12 @@ def apply_mask(
     found = mask_module(module)
     new = mask.detach().to(weight.device)
     if found is None:
-        parametrize.register_parametrization(module, "weight", Mask(new.clone(), input_order, output_order))
+        added = Mask(new.clone(), input_order, output_order)
+        if weight_steps(module):  # the others, such as fake quantization, see the zeros
+            chain = cast(nn.ModuleList, cast(nn.ModuleDict, module.parametrizations)["weight"])
+            chain.insert(0, added.train(module.training))
+            return
+        parametrize.register_parametrization(module, "weight", added)
         # torch leaves the containers that it makes in training mode.
         cast(nn.ModuleDict, module.parametrizations).train(module.training)
         return

@@ -65,13 +65,21 @@ def foldable_norm(name: str, layer: nn.Module, modules: Mapping[str, nn.Module],
     return found
 
 
-def find_fusions(layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], flow: Flow) -> dict[str, Fusion]:
+def find_fusions(
+    layers: Mapping[str, nn.Module],
+    modules: Mapping[str, nn.Module],
+    flow: Flow,
+    norms: Mapping[str, str | None] | None = None,
+) -> dict[str, Fusion]:
     """The fusions for ``layers`` (name → its plain equivalent), all of which will be int8.
+
+    ``norms`` names the BatchNorm of each layer where that is settled; by default it is found.
 
     An activation module that is used in several places goes only when every one of them is fused; otherwise it stays,
     for all of them, since it would be applied twice behind a layer that has it already.
     """
-    norms = {name: foldable_norm(name, layer, modules, flow) for name, layer in layers.items()}
+    if norms is None:
+        norms = {name: foldable_norm(name, layer, modules, flow) for name, layer in layers.items()}
     ends = {norm or name: name for name, norm in norms.items()}  # where the chain ends so far → its layer
     activations: dict[str, str | None] = {}
     fusions: dict[str, Fusion] = {}

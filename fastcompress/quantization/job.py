@@ -18,6 +18,7 @@ from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuan
 from fastcompress.nn.mask import only_masked
 from fastcompress.nn.orders import NATURAL, Orders
 from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
+from fastcompress.quantization.fixed import FixedScales
 from fastcompress.quantization.fold import fold_batchnorm
 from fastcompress.quantization.fuse import Fusion
 from fastcompress.quantization.observers import Observer, make_observer
@@ -40,6 +41,7 @@ class Job:
         block, orders: of the int8 layer, if it is block-sparse; None for the dense one.
         layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
         input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
+        fixed: the scales that the int8 layer must have; None where they are found.
         observer, mean, absmax: watch the (divided) input during calibration.
     """
 
@@ -52,6 +54,7 @@ class Job:
     orders: Orders = NATURAL
     layer: nn.Linear | nn.Conv2d | None = None
     input_divisor: Tensor | None = None
+    fixed: FixedScales | None = None
     observer: Observer | None = None
     mean: ChannelMean | None = None
     absmax: ChannelAbsMax | None = None
@@ -105,6 +108,9 @@ class Job:
             weight, bias = fold_batchnorm(self.plain, modules[self.fusion.norm])
             self.layer.weight = nn.Parameter(weight, requires_grad=False)
             self.layer.bias = nn.Parameter(bias, requires_grad=False)
+        if self.fixed is not None:
+            # In float32, in which it is rounded: another dtype would change the integers.
+            self.layer.float().weight = nn.Parameter(self.fixed.weight, requires_grad=False)
 
     def quantized(self, config: QuantConfig) -> QuantizedLayer:
         """The int8 layer.
@@ -117,7 +123,11 @@ class Job:
         scale, zero_point = 1.0, 0
         if self.observer is not None:
             scale, zero_point = self.observer.qparams(symmetric=config.symmetric_activations)
-        weight_scale = weight_scales(layer.weight, config.weight_observer)
+        if self.fixed is not None:
+            scale, zero_point = self.fixed.input_scale, self.fixed.input_zero_point
+            weight_scale = self.fixed.weight_scale
+        else:
+            weight_scale = weight_scales(layer.weight, config.weight_observer)
         if self.mean is not None:
             layer = _bias_corrected(layer, weight_scale, self.mean.value)
         options: dict[str, Any] = {
@@ -131,9 +141,11 @@ class Job:
             options |= {"block_size": self.block, "orders": self.orders}
         if isinstance(layer, nn.Conv2d):
             conv_class = QuantConv2d if self.block is None else SparseQuantConv2d
-            return conv_class.from_float(layer, **self.adapted.padding_options, **options).eval()
-        linear_class = QuantLinear if self.block is None else SparseQuantLinear
-        return linear_class.from_float(layer, **options).eval()
+            made: QuantizedLayer = conv_class.from_float(layer, **self.adapted.padding_options, **options)
+        else:
+            linear_class = QuantLinear if self.block is None else SparseQuantLinear
+            made = linear_class.from_float(layer, **options)
+        return made.to(self.plain.weight.dtype).eval()
 
     def trial(self, config: QuantConfig, modules: Mapping[str, nn.Module]) -> QuantizedLayer:
         """The int8 layer as it would be now, to be measured."""

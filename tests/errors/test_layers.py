@@ -153,8 +153,7 @@ def test_weight_with_nan() -> None:
 def test_training_the_weights_names_prepare() -> None:
     message = (
         "QuantLinear.requires_grad_(True): quantized weights are packed for the kernels, read-only and not trainable; "
-        "train the float model and quantize it again "
-        "(quantization-aware training, fastcompress.prepare, is not part of this version yet)"
+        "train the float model, with fake quantization from fastcompress.prepare, and convert or quantize it again"
     )
     with error(RuntimeError, message):
         _linear().requires_grad_()

@@ -1,0 +1,106 @@
+"""What the fake-quantizers of weights and inputs have in common: their state, and how it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .qparams import TINY
+
+__all__ = ["STATES", "FakeQuantizer"]
+
+#: off: the identity. observe: observers run, nothing is rounded. train: rounding, while observers or steps learn.
+#: frozen: rounding with fixed scale and zero point. The index in this tuple is what the ``state`` buffer holds.
+STATES: tuple[str, ...] = ("off", "observe", "train", "frozen")
+
+#: A learned scale does not shrink below this part of its unit: an optimizer that oversteps must not end in 0.
+_SMALLEST_STEP = 2.0**-10
+
+
+class FakeQuantizer(nn.Module):
+    """Base of `WeightFakeQuantize` and `InputFakeQuantize`.
+
+    Its ``state_dict`` holds ``state`` (uint8 ``[]``, an index into `STATES`), ``scale`` (float32; 0 while unknown) and,
+    with learned scales, the parameter ``step`` and ``unit`` (float32, the shape of ``scale``): in state train the scale
+    is ``step * unit``. ``scale`` is what it was when that state was last left, and what it is again when the state is
+    entered again. Nothing here ever leaves float32, whatever the model is cast to.
+
+    A learned scale is trained in units of its start, and its gradient is that of the paper over the unit. So SGD moves
+    the scale exactly as in the paper, while Adam, whose steps are about the learning rate whatever the gradient, moves
+    it by that fraction: a scale of 1e-4 itself would not survive a step of 1e-3.
+
+    Attributes:
+        mode: the state's name.
+        known: whether there is a scale to round with.
+    """
+
+    state: Tensor
+    scale: Tensor
+    step: nn.Parameter | None
+    unit: Tensor | None
+
+    def __init__(self, shape: tuple[int, ...], learned: bool, step_init: str, device: torch.device) -> None:
+        super().__init__()
+        self.mode = "off"
+        self.known = False
+        self.step_init = step_init
+        self.register_buffer("state", torch.zeros((), dtype=torch.uint8, device=device))
+        self.register_buffer("scale", torch.zeros(shape, dtype=torch.float32, device=device))
+        one = torch.ones(shape, dtype=torch.float32, device=device)
+        self.step = nn.Parameter(one) if learned else None
+        self.register_buffer("unit", one.clone() if learned else None)
+
+    def learned_scale(self) -> Tensor:
+        """``step * unit``, detached; the step counts as at least 2^-10 (its gradient goes on), the scale as 2^-100."""
+        assert self.step is not None
+        assert self.unit is not None
+        return (self.step.detach().clamp(min=_SMALLEST_STEP) * self.unit).clamp(min=TINY)
+
+    def _set_mode(self, mode: str) -> None:
+        """Change the state; the subclass has made sure that a learned scale is known where it is needed."""
+        with torch.no_grad():
+            if self.step is not None and self.known and mode != self.mode:
+                if self.mode == "train":
+                    self.scale.copy_(self.learned_scale())
+                elif mode == "train":
+                    self._start_step(self.scale.clone())
+            self.state.fill_(STATES.index(mode))
+        self.mode = mode
+
+    def _start_step(self, value: Tensor) -> None:
+        """Let the learned scale go on from ``value``, in units of that."""
+        assert self.step is not None
+        assert self.unit is not None
+        with torch.no_grad():
+            self.step.fill_(1.0)
+            self.unit.copy_(value)
+            self.scale.copy_(value)
+        self.known = True
+
+    def _read_back(self) -> None:
+        """Set what Python keeps beside the buffers, after they were loaded."""
+        self.mode = STATES[int(self.state)]
+        self.known = bool((self.scale > 0).all())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state = state_dict.get(f"{prefix}state")
+        if isinstance(state, Tensor) and not (state.numel() == 1 and 0 <= int(state) < len(STATES)):
+            error_msgs: list[str] = args[-1]
+            error_msgs.append(f"{prefix}state must hold one number from 0 to {len(STATES) - 1}, got {state.tolist()}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not self.state.is_meta:
+            self._read_back()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keeping_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keeping_dtype, recurse)
+
+    def extra_repr(self) -> str:
+        return f"{self.mode}, {'learned' if self.step is not None else 'observed'} scale"
