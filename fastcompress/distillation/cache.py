@@ -145,9 +145,8 @@ class TeacherCache:
         if not self._writable or tensors is None:
             return
         try:
-            old = path.stat().st_size if path.exists() else 0
-            room = None if self.max_bytes is None else self.max_bytes - self._total_bytes() + old
-            size = write_entry(path, tensors, room)
+            others = self._total_bytes() - (path.stat().st_size if path.exists() else 0)
+            size = write_entry(path, tensors, None if self.max_bytes is None else self.max_bytes - others)
         except OSError as error:
             self._writable = False
             self._warn("write", f"cannot write {path} ({error}); going on without adding to the cache")
@@ -158,7 +157,7 @@ class TeacherCache:
             )
             return
         self._stored += 1
-        self._bytes = self._total_bytes() + size - old
+        self._bytes = others + size
 
     def _total_bytes(self) -> int:
         if self._bytes is None:

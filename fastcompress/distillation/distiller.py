@@ -64,8 +64,8 @@ class Distiller:
     ) -> None:
         if not isinstance(teacher, (nn.Module, SelfDistillation)):
             raise TypeError(
-                f"Distiller: teacher must be a torch.nn.Module or SelfDistillation, got {teacher!r:.80}; give the trained "
-                "dense network, or SelfDistillation() where there is none"
+                f"Distiller: teacher must be a torch.nn.Module or SelfDistillation, got {teacher!r:.80}; give the "
+                "trained dense network, or SelfDistillation() where there is none"
             )
         self.losses = make_losses(losses, temperature)
         if cache is not None and not isinstance(cache, TeacherCache):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ class Fingerprint:
     """The hash of a teacher's weights and layers; weights are read again only after somebody has changed them."""
 
     def __init__(self) -> None:
-        self._versions: tuple[object, ...] = ()
+        # Weak references and not ids: another teacher's tensors may lie where a deleted one's were.
+        self._seen: list[tuple[weakref.ref[Tensor], int, int]] = []
         self._weights = b""
 
     def of(self, model: nn.Module, names: Iterable[str], device: torch.device, forward_fn: ForwardFn | None) -> str:
@@ -31,17 +33,26 @@ class Fingerprint:
         Weights and buffers, classes and settings of all modules, the outputs' names, the kind of device, autocast,
         torch's version and the name of ``forward_fn`` count; Python code does not.
         """
-        versions = tuple((id(t), t.data_ptr(), _version(t)) for t in _tensors(model).values())
-        if versions != self._versions:
-            self._weights = _weights(model)
-            self._versions = versions
+        tensors = _tensors(model)
+        if not self._unchanged(list(tensors.values())):
+            self._weights = _weights(tensors)
+            self._seen = [(weakref.ref(t), t.data_ptr(), _version(t)) for t in tensors.values()]
         digest = hashlib.blake2b(self._weights, digest_size=KEY_BYTES)
+        for name, module in model.named_modules():
+            settings = _ADDRESS.sub("0x", module.extra_repr())
+            digest.update(f"{name!r}:{type(module).__module__}.{type(module).__qualname__}({settings});".encode())
         for name in sorted(names):
             digest.update(f"{name!r};".encode())
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         function = None if forward_fn is None else getattr(forward_fn, "__qualname__", type(forward_fn).__qualname__)
         digest.update(f"{device.type} {autocast} {torch.__version__} {function}".encode())
         return digest.hexdigest()
+
+    def _unchanged(self, tensors: list[Tensor]) -> bool:
+        return len(tensors) == len(self._seen) and all(
+            reference() is tensor and address == tensor.data_ptr() and version == _version(tensor)
+            for tensor, (reference, address, version) in zip(tensors, self._seen, strict=True)
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -52,13 +63,9 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _weights(model: nn.Module) -> bytes:
+def _weights(tensors: Mapping[str, Tensor]) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
-    for name, module in model.named_modules():
-        kind = type(module)
-        settings = _ADDRESS.sub("0x", module.extra_repr())
-        digest.update(f"{name!r}:{kind.__module__}.{kind.__qualname__}({settings});".encode())
-    for name, tensor in sorted(_tensors(model).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name!r}:{tensor.dtype}{list(tensor.shape)};".encode())
         digest.update(tensor_bytes(tensor))
     return digest.digest()

@@ -32,7 +32,7 @@ class ConvNet(nn.Module):
 
 
 class Tagger(nn.Module):
-    """Embeddings, a mixing layer over ``width`` features, logits per token in a dict; called as a Hugging Face model is."""
+    """Embeddings of ``width`` features, a layer, logits per token in a dict; called as Hugging Face models are."""
 
     def __init__(self, width: int, seed: int, classes: int = 4) -> None:
         super().__init__()
