@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.distillation import CacheStats, Distiller, FeatureLoss, LogitsLoss, TeacherCache
+from fastcompress.distillation.fingerprint import Fingerprint
+from fastcompress.distillation.samples import Samples
 from tests.distillation.models import ConvNet, Tagger, images, tokens
 
 LOSSES = ("logits", "feature")
@@ -304,6 +306,31 @@ def test_dict_batches_with_shared_and_plain_entries(tmp_path: Path) -> None:
     assert ask({**batch, "shared": torch.arange(5)}) == (0, 3)
     with pytest.raises(TypeError, match="the batch holds a set at /names, whose content is unknown"):
         ask({**batch, "names": {"a"}})
+
+
+def test_hashes_tell_contents_apart() -> None:
+    x = torch.arange(24, dtype=torch.int32).reshape(2, 3, 4)
+    others = [x, x.view(torch.float32), x.reshape(2, 4, 3), x.long(), x.flip(0)[:1], {"x": x}, {"y": x}, (x, x)]
+    others += [{"x": x, "n": n} for n in (1, 1.0, "1", None, True)]
+    first = [Samples(batch, whole=True).hashes()[0] for batch in others]
+    assert len(set(first)) == len(others)
+    assert Samples(x.flip(0)).hashes() == Samples(x).hashes()[::-1]
+    strided = x.mT.contiguous().mT
+    assert Samples(strided).hashes() == Samples(x).hashes()
+    assert Samples((x, "label")).hashes() == Samples([x, "other"]).hashes() == Samples(x).hashes()
+    assert Samples(torch.zeros(0, 3)).hashes() == []
+    with pytest.raises(TypeError, match=r"a batch of type float holds no tensor that has samples; batches must be"):
+        Samples(3.0)
+
+
+def test_a_new_teacher_in_the_memory_of_an_old_one() -> None:
+    fingerprint, seen = Fingerprint(), set()
+    for value in range(20):
+        model = nn.Linear(4, 4, bias=False)
+        model.weight.data.fill_(float(value))
+        seen.add(fingerprint.of(model, ["<logits>"], torch.device("cpu"), None))
+        del model
+    assert len(seen) == 20
 
 
 def test_forward_fn_may_read_all_of_a_tuple(tmp_path: Path) -> None:

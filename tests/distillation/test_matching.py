@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcompress.distillation import AttentionTransferLoss, Distiller, FeatureLoss, RelationalLoss
+from fastcompress.distillation import AttentionTransferLoss, Distiller, FeatureLoss, LogitsLoss, RelationalLoss
 from tests.distillation.models import ConvNet, Tagger, images, tokens
 
 
@@ -139,3 +139,35 @@ def test_probing_puts_replaced_and_resized_buffers_back() -> None:
     Distiller(ConvNet(8, 0)).bind(student, images())
     assert student.low is low
     assert (low.item(), student.seen.item()) == (0.0, 0)
+
+
+def test_a_hugging_face_model_with_attention_maps() -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def bert(width: int, layers: int) -> nn.Module:
+        torch.manual_seed(layers)
+        config = transformers.BertConfig(
+            vocab_size=20,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=width,
+            num_labels=3,
+            attn_implementation="eager",
+        )
+        model: nn.Module = transformers.BertForSequenceClassification(config)
+        return model.eval()
+
+    teacher, student, batch = bert(16, 3), bert(8, 2), tokens()
+    names = tuple(f"bert.encoder.layer.{layer}.attention.self[1]" for layer in (1, 2))
+    losses = ["logits", "feature", AttentionTransferLoss(*names, maps="attention")]
+    distiller = Distiller(teacher, losses).bind(student, batch)
+    assert distiller.compared == {"feature": ("bert", "bert"), "attention": names}
+    with distiller.watching():
+        output = student(**batch)
+    parts = distiller.loss(student, batch, output)
+    assert parts["logits"].item() == LogitsLoss()(output.logits, teacher(**batch).logits).item()
+    maps = [model(**batch, output_attentions=True).attentions[-1] for model in (student, teacher)]
+    kept = batch["attention_mask"].bool()
+    squares = (maps[0] - maps[1]).square().movedim(1, 3)[kept[:, :, None] & kept[:, None, :]]
+    assert torch.allclose(parts["attention"], squares.mean(), rtol=1e-5)
