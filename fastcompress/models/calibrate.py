@@ -22,11 +22,19 @@ T = TypeVar("T")
 _BAR_AFTER_SECONDS = 2.0
 
 
-def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None, *, function: str = "quantize") -> Any:
+def run_batch(
+    model: nn.Module,
+    batch: Any,
+    forward_fn: ForwardFn | None = None,
+    *,
+    function: str = "quantize",
+    noun: str = "calibration batch",
+) -> Any:
     """Run ``model`` on a batch: a tensor is ``model(x)``, a mapping ``model(**x)``, a tuple or list its first element.
 
     Args:
         function: the public function that messages speak for, here and below.
+        noun: what messages call the batch.
 
     Raises:
         TypeError, ValueError: the batch is none of these, or empty.
@@ -39,12 +47,10 @@ def run_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None,
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise ValueError(
-                f"{function}: a calibration batch is an empty tuple or list; its first element is the input"
-            )
-        return run_batch(model, batch[0], function=function)
+            raise ValueError(f"{function}: a {noun} is an empty tuple or list; its first element is the input")
+        return run_batch(model, batch[0], function=function, noun=noun)
     raise TypeError(
-        f"{function}: a calibration batch is a {type(batch).__name__}; allowed are a tensor (model(x)), a dict "
+        f"{function}: a {noun} is a {type(batch).__name__}; allowed are a tensor (model(x)), a dict "
         "(model(**x)), and a tuple or list whose first element is one of these; pass forward_fn=lambda model, batch: … "
         "for anything else"
     )
