@@ -1,5 +1,6 @@
 """fastcompress: compress PyTorch networks and run them faster on kernels of their own."""
 
+from fastcompress import recipes
 from fastcompress.api import convert, quantize
 from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
@@ -8,6 +9,7 @@ from fastcompress.formats import load, save
 from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, Pruner, PrunerConfig, allocate, prune, sensitivity
 from fastcompress.quantization import QATConfig, prepare
+from fastcompress.recipes import compress, distill
 from fastcompress.report import benchmark, explain, verify
 from fastcompress.version import __version__
 
@@ -24,13 +26,16 @@ __all__ = [
     "__version__",
     "allocate",
     "benchmark",
+    "compress",
     "convert",
     "cpu_info",
+    "distill",
     "explain",
     "load",
     "prepare",
     "prune",
     "quantize",
+    "recipes",
     "register_adapter",
     "save",
     "sensitivity",

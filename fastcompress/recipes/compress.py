@@ -214,7 +214,7 @@ def _fingerprint(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -74,7 +74,9 @@ class TrainData:
             if steps_per_epoch == 0:
                 raise ValueError("compress: train_data is empty; it has no batch to train on")
         if isinstance(steps_per_epoch, bool) or not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
-            raise ValueError(f"compress: steps_per_epoch must be a positive number of batches, got {steps_per_epoch!r:.80}")
+            raise ValueError(
+                f"compress: steps_per_epoch must be a positive number of batches, got {steps_per_epoch!r:.80}"
+            )
         self.steps_per_epoch = steps_per_epoch
 
     def _of(self, epoch: int) -> Any:

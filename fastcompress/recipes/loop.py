@@ -55,7 +55,7 @@ def evaluate(model: nn.Module, eval_fn: EvalFn) -> float:
     model.eval()
     try:
         with torch.no_grad():
-            score = eval_fn(model)
+            score: Any = eval_fn(model)
     finally:
         for module, mode in training.items():
             module.training = mode

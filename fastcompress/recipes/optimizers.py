@@ -102,7 +102,9 @@ class OptimizerSource:
 
     def _like(self, given: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         options = [{k: v for k, v in group.items() if k != "params"} for group in given.param_groups]
-        groups = [{**each, "params": [p for p in parameters if self._group.get(id(p)) == i]} for i, each in enumerate(options)]
+        groups = [
+            {**each, "params": [p for p in parameters if self._group.get(id(p)) == i]} for i, each in enumerate(options)
+        ]
         known = set(self._group)
         fresh = [p for p in parameters if id(p) not in known]
         # What the recipe adds (learned scales, projections) or has made smaller (after channels were removed).
@@ -115,7 +117,11 @@ class OptimizerSource:
 
     def to_json(self) -> dict[str, Any]:
         """Kind and settings, to recognise a changed one."""
-        probe = self._given if isinstance(self._given, torch.optim.Optimizer) else self.make([nn.Parameter(torch.zeros(1, 1))])
+        probe = (
+            self._given
+            if isinstance(self._given, torch.optim.Optimizer)
+            else self.make([nn.Parameter(torch.zeros(1, 1))])
+        )
         return {"kind": type(probe).__name__, "defaults": {k: str(v) for k, v in probe.defaults.items()}}
 
 

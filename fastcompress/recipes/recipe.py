@@ -73,7 +73,9 @@ def _check_inside(stage: Stage, epochs: float) -> None:
         times["freeze_at"] = stage.freezes_at(epochs)
     for field, time in times.items():
         if time > epochs or (field == "start" and time >= epochs):
-            raise ValueError(f"compress: {name}: {field}={time:g} is after the end of the run, which has {epochs:g} epochs")
+            raise ValueError(
+                f"compress: {name}: {field}={time:g} is after the end of the run, which has {epochs:g} epochs"
+            )
 
 
 def _check_single(stages: tuple[Stage, ...]) -> None:

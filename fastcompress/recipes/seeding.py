@@ -43,7 +43,7 @@ def start_epoch(seed: int, epoch: int, loader: Any) -> None:
     """Before a loader is iterated: the same order in every process, another one in every epoch."""
     _seed_all(_mixed(seed, 0, -1 - epoch & _MASK))
     for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
-        if hasattr(sampler, "set_epoch"):
+        if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
     for holder in (loader, getattr(loader, "sampler", None)):
         generator = getattr(holder, "generator", None)

@@ -149,7 +149,7 @@ class QAT(Stage):
     scheme: str = "W8A8"
     start: float = 0.0
     freeze_at: float | None = None
-    method: str = "lsq"
+    method: str = "ste"
     targets: tuple[Target, ...] | None = None
     ignore: tuple[Target, ...] = ()
     symmetric_activations: bool = False
@@ -244,7 +244,11 @@ class Distillation(Stage):
         values["losses"] = [loss if isinstance(loss, str) else repr(loss) for loss in self.losses]
         teacher = self.teacher
         named = f"{type(teacher).__module__}:{type(teacher).__qualname__}" if isinstance(teacher, nn.Module) else None
-        return {"kind": self.kind, "teacher": named or (teacher if isinstance(teacher, str) else repr(teacher)), **values}
+        return {
+            "kind": self.kind,
+            "teacher": named or (teacher if isinstance(teacher, str) else repr(teacher)),
+            **values,
+        }
 
 
 def check_time(stage: str, name: str, value: object) -> None:
