@@ -12,4 +12,4 @@ class PackedBlobError(RuntimeError):
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss of a training run is NaN or infinite; the message says at which step, and where the last checkpoint is."""
+    """The loss of a training run is NaN or infinite; the message names the step and the last good checkpoint."""

@@ -63,8 +63,8 @@ class Checkpoints:
         state = self._read(_PHASE.format(number))
         if state is None:
             raise CheckpointError(
-                f"{self._directory}: {_PHASE.format(number)} is missing, without which the run cannot go on; delete the "
-                "directory to start again"
+                f"{self._directory}: {_PHASE.format(number)} is missing, without which the run cannot go on; delete "
+                "the directory to start again"
             )
         return state
 
@@ -87,8 +87,8 @@ class Checkpoints:
         changed = list(_differences("", identity, self._identity))
         if changed:
             raise ValueError(
-                f"compress: the checkpoint in {self._directory} belongs to another run: {'; '.join(changed[:4])}. Go on "
-                "with what it was started with, or give another directory"
+                f"compress: the checkpoint in {self._directory} belongs to another run: {'; '.join(changed[:4])}. "
+                "Go on with what it was started with, or give another directory"
             )
         return dict(state)
 

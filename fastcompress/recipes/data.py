@@ -57,8 +57,8 @@ class TrainData:
         self._by_epoch = callable(data) and not isinstance(data, Iterable)
         if isinstance(data, Iterator):
             raise TypeError(
-                "compress: train_data is an iterator, which one epoch uses up; pass a DataLoader, a list, or a function "
-                "epoch → batches"
+                "compress: train_data is an iterator, which one epoch uses up; pass a DataLoader, a list, or a "
+                "function epoch → batches"
             )
         if not self._by_epoch and (not isinstance(data, Iterable) or isinstance(data, (Tensor, str, Mapping))):
             raise TypeError(

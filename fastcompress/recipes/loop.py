@@ -164,8 +164,8 @@ class _PhaseLoop:
         path = self.checkpoints.last_path
         kept = "there is no checkpoint (checkpoint_dir)" if path is None else f"the last good checkpoint is {path}"
         return (
-            f"compress: the loss is {value} at step {step + 1} (epoch {step // self.steps_per_epoch + 1}; {listed}); the "
-            f"weights were not changed by this step, and {kept}. Use a smaller learning rate, or clip_norm=1.0"
+            f"compress: the loss is {value} at step {step + 1} (epoch {step // self.steps_per_epoch + 1}; {listed}); "
+            f"the weights were not changed by this step, and {kept}. Use a smaller learning rate, or clip_norm=1.0"
         )
 
     def _close_epoch(self, epoch: int, seconds: float) -> None:

@@ -69,8 +69,8 @@ class OptimizerSource:
     ) -> None:
         if given is not None and not isinstance(given, torch.optim.Optimizer) and not callable(given):
             raise TypeError(
-                "compress: optimizer must be a function that makes one from a list of parameters, an optimizer, or None, "
-                f"got {given!r:.80}"
+                "compress: optimizer must be a function that makes one from a list of parameters, an optimizer, or "
+                f"None, got {given!r:.80}"
             )
         self._given = given
         self._group: dict[int, int] = {}
@@ -80,8 +80,8 @@ class OptimizerSource:
             self._group = {id(own): place[id(theirs)] for theirs, own in pairs if id(theirs) in place}
             if not self._group:
                 raise ValueError(
-                    "compress: the optimizer holds none of the model's parameters; pass one on model.parameters(), or a "
-                    "function that makes one, such as lambda p: torch.optim.SGD(p, lr=0.1)"
+                    "compress: the optimizer holds none of the model's parameters; pass one on model.parameters(), or "
+                    "a function that makes one, such as lambda p: torch.optim.SGD(p, lr=0.1)"
                 )
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

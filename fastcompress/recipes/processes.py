@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["barrier", "is_first", "rank", "wrapped", "world_size"]
+__all__ = ["barrier", "is_first", "rank", "world_size", "wrapped"]
 
 
 def world_size() -> int:

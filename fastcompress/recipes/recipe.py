@@ -90,8 +90,8 @@ def _check_single(stages: tuple[Stage, ...]) -> None:
     masking = [s for s in stages if isinstance(s, Pruning) and s.pattern != "channel"]
     if untargeted and len(masking) > 1:
         raise ValueError(
-            f"compress: {len(masking)} Pruning stages overlap, as {len(untargeted)} of them prune all layers; give each "
-            "targets of its own"
+            f"compress: {len(masking)} Pruning stages overlap, as {len(untargeted)} of them prune all layers; give "
+            "each targets of its own"
         )
 
 

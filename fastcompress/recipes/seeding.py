@@ -31,7 +31,7 @@ def _mixed(*parts: int) -> int:
 def _seed_all(value: int) -> None:
     torch.manual_seed(value)
     random.seed(value)
-    np.random.seed(value & 0xFFFFFFFF)
+    np.random.seed(value & 0xFFFFFFFF)  # noqa: NPY002  # transforms draw from the global state
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -54,10 +54,10 @@ def start_epoch(seed: int, epoch: int, loader: Any) -> None:
 @contextmanager
 def own_random_numbers() -> Iterator[None]:
     """Leave the caller's random numbers as they were."""
-    state = random.getstate(), np.random.get_state()
+    state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
             yield
     finally:
         random.setstate(state[0])
-        np.random.set_state(state[1])
+        np.random.set_state(state[1])  # noqa: NPY002

@@ -226,8 +226,8 @@ class Distillation(Stage):
         check_times("Distillation", self.start, self.end)
         if not isinstance(self.teacher, (nn.Module, SelfDistillation)) and self.teacher != DENSE_TEACHER:
             raise TypeError(
-                f"Distillation: teacher must be a torch.nn.Module, {DENSE_TEACHER!r} (a frozen copy of the model before "
-                f"compression) or SelfDistillation(), got {self.teacher!r:.80}"
+                f"Distillation: teacher must be a torch.nn.Module, {DENSE_TEACHER!r} (a frozen copy of the model "
+                f"before compression) or SelfDistillation(), got {self.teacher!r:.80}"
             )
         losses = (self.losses,) if isinstance(self.losses, (str, DistillationLoss)) else tuple(self.losses)
         object.__setattr__(self, "losses", losses)
