@@ -68,6 +68,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         record = json.loads(metadata[_KEY])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"read: {path} is damaged or no training checkpoint ({error}); remove it") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"read: {path} is no training checkpoint (its record is a {type(record).__name__}); remove it")
     return tensors, record
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -62,10 +62,10 @@ def train_dense(
         on_epoch: called with the epoch's number and its line of the record.
 
     Returns:
-        The record that is also written as JSON.
+        The record that is also written as JSON; where ``out`` is already the result of the same run, its record.
 
     Raises:
-        ValueError: ``out`` is no ``.safetensors`` file, or its ``.part`` belongs to other data or settings.
+        ValueError: ``out`` is no ``.safetensors`` file, or it or its ``.part`` belongs to other data or settings.
         FloatingPointError: the loss is not finite; the ``.part`` file keeps the last finished epoch.
     """
     if out.suffix != ".safetensors":
@@ -81,6 +81,9 @@ def train_dense(
         "threads": torch.get_num_threads(),
     }
     identity = json.loads(json.dumps(identity))  # as it comes back from a file: lists, not tuples
+    finished = _finished(out, identity)
+    if finished is not None:
+        return finished
     train, validation = validation_split(dataset.train, validation_images)
     if limit is not None:
         train = train.take(torch.arange(min(limit, len(train))))
@@ -92,7 +95,7 @@ def train_dense(
     history: list[Epoch] = []
     if part.exists():
         tensors, state = checkpoint.read(part)
-        _check_same(part, state["identity"], identity)
+        _check_same(part, state.get("identity"), identity)
         checkpoint.restore_state(model, optimizer, tensors)
         history = state["history"]
     for epoch in range(len(history), config.epochs):
@@ -122,13 +125,27 @@ def train_dense(
     return record
 
 
-def _check_same(part: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    different = [key for key in now if before.get(key) != now[key]]
+def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of ``out`` if it is there; an error if it is another run's, which would be lost."""
+    described = out.with_suffix(".json")
+    if not out.exists() or not described.exists():
+        return None
+    try:
+        record = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"train_dense: {described} is no record of a run ({error}); remove it") from error
+    _check_same(out, record, identity)
+    return cast("dict[str, Any]", record)
+
+
+def _check_same(path: Path, before: Any, now: dict[str, Any]) -> None:
+    known = before if isinstance(before, dict) else {}
+    different = [key for key in now if known.get(key) != now[key]]
     if different:
-        was = {key: before.get(key) for key in different}
+        was = {key: known.get(key) for key in different}
         raise ValueError(
-            f"train_dense: {part} is from a run with other {', '.join(different)} (there {was!r:.300}); give the same "
-            "options to go on with it, or remove it to start again"
+            f"train_dense: {path} is from a run with other {', '.join(different)} (there {was!r:.300}); give the same "
+            "options to go on with it, remove it to start again, or choose another file"
         )
 
 
@@ -149,41 +166,43 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+class _Bar:
+    """The progress bar: epoch, steps, time left, last loss and validation accuracy; above it a line for each epoch."""
+
+    def __init__(self, console: Console, config: TrainConfig, images: int) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+        self.progress = Progress(TextColumn("epoch {task.fields[epoch]}"), *columns, console=console)
+        self._per_epoch = images // config.batch
+        self._judged = ""
+        self._task = self.progress.add_task("", total=config.epochs * self._per_epoch, epoch=0, loss="")
+
+    def on_step(self, epoch: int, loss: float) -> None:
+        """Move on by one step; a resumed run begins behind the steps of the epochs before."""
+        done = max(self.progress.tasks[self._task].completed, epoch * self._per_epoch) + 1
+        self.progress.update(self._task, completed=done, epoch=epoch, loss=f"loss {loss:.3f}{self._judged}")
+
+    def on_epoch(self, epoch: int, line: Epoch) -> None:
+        """Print the epoch's line."""
+        self._judged = f", validation accuracy {line['validation_accuracy']:.2f}%"
+        text = f"epoch {epoch}: loss {line['loss']:.4f}{self._judged}, {line['seconds']:.0f} s"
+        self.progress.console.print(text, highlight=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with a progress bar and return the exit status: 1 after an error, 130 after Ctrl-C."""
     options = arguments(argv)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     command = shlex.join(["python", "-m", "benchmarks.training.dense", *(sys.argv[1:] if argv is None else argv)])
     console = Console(stderr=True)
     try:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         dataset = load_dataset(options.data)
         channels = dataset.train.images.shape[1]
         network = replace(student_of() if options.network == "student" else DENSE, in_channels=channels)
         config = TrainConfig(epochs=options.epochs, seed=options.seed)
-        with Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}"),
-            console=console,
-        ) as progress:
-            images = min(options.limit or len(dataset.train), len(dataset.train) - VALIDATION_IMAGES)
-            per_epoch = images // config.batch
-            task = progress.add_task("", total=config.epochs * per_epoch, epoch=0, what="")
-
-            def on_step(epoch: int, loss: float) -> None:
-                done = progress.tasks[task].completed
-                # A resumed run begins with the steps of the epochs before.
-                progress.update(task, completed=max(done, epoch * per_epoch) + 1, epoch=epoch, what=f"loss {loss:.3f}")
-
-            def on_epoch(epoch: int, line: Epoch) -> None:
-                judged = f", validation accuracy {line['validation_accuracy']:.2f}%"
-                progress.console.print(
-                    f"epoch {epoch}: loss {line['loss']:.4f}{judged}, {line['seconds']:.0f} s", highlight=False
-                )
-
+        available = len(dataset.train) - VALIDATION_IMAGES
+        bar = _Bar(console, config, available if options.limit is None else min(options.limit, available))
+        with bar.progress:
             record = train_dense(
                 dataset,
                 network,
@@ -191,13 +210,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.out,
                 limit=options.limit,
                 command=command,
-                on_step=on_step,
-                on_epoch=on_epoch,
+                on_step=bar.on_step,
+                on_epoch=bar.on_epoch,
             )
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last finished epoch")
         return 130
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     size = f"{record['parameters']} parameters, {record['macs'] / 1e6:.2f} MMAC"

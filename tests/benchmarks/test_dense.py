@@ -69,6 +69,22 @@ def test_learns_and_is_read_back(stripes: Dataset, tmp_path: Path) -> None:
     assert round(accuracy(loaded.model, stripes.test, loaded.normalizer), 4) == record["test_accuracy"]
 
 
+def test_a_finished_run_is_kept(stripes: Dataset, tmp_path: Path) -> None:
+    out, config = tmp_path / "net.safetensors", TrainConfig(epochs=1, batch=16)
+    record = train(stripes, out, config)
+    before = out.read_bytes()
+    assert train(stripes, out, config, on_step=dies_at(1)) == record
+    with pytest.raises(ValueError, match=r"net\.safetensors is from a run with other training"):
+        train(stripes, out, TrainConfig(epochs=2, batch=16))
+    assert out.read_bytes() == before
+    (tmp_path / "net.json").write_text("[]")
+    with pytest.raises(ValueError, match="is from a run with other data"):
+        train(stripes, out, config)
+    (tmp_path / "net.json").write_text("{")
+    with pytest.raises(ValueError, match="is no record of a run"):
+        train(stripes, out, config)
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing in the code catches it."""
 
