@@ -25,7 +25,7 @@ from .optimizers import LearningRate, OptimizerFactory, OptimizerSource, learnin
 from .progress import Progress
 from .recipe import check_recipe, phases_of
 from .result import CompressionResult
-from .search import within_budget
+from .search import Retraining, within_budget
 from .seeding import own_random_numbers
 from .session import Session
 from .stages import Stage
@@ -166,7 +166,8 @@ def compress(
         if eval_fn is not None:
             result = replace(result, dense_score=evaluate(dense, eval_fn), score=evaluate(result.model, eval_fn))
         if max_drop is not None:
-            result = within_budget(result, max_drop, stages, settings, source, batch, finished, progress)
+            retraining = Retraining(stages, settings, source, batch, progress)
+            result = within_budget(result, max_drop, retraining, finished)
     return result
 
 
