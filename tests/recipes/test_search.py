@@ -87,7 +87,8 @@ def test_it_stops_as_soon_as_the_budget_holds() -> None:
     first = dense - full.given_up[0].score
     result = _compress(first + 1e-9, [PRUNING])
     assert result.given_up == full.given_up[:1]
-    assert result.drop is not None and result.drop <= first + 1e-9
+    assert result.drop is not None
+    assert result.drop <= first + 1e-9
     assert result.score == result.given_up[-1].score
 
 
@@ -113,7 +114,8 @@ def test_relaxed_weights_come_back_at_zero_and_best_first() -> None:
     wanted = keep.clone()
     wanted[4:, :4] = True
     mask = mask_of(layer)
-    assert mask is not None and torch.equal(mask, wanted)
+    assert mask is not None
+    assert torch.equal(mask, wanted)
     assert torch.equal(layer.weight, before)
     relax_mask(layer, "4x4", 0.0, scores)
     assert masked_fraction(layer) == 0.0
