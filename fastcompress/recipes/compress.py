@@ -62,6 +62,7 @@ def compress(
     Args:
         model: the trained dense network; it is copied, and run but not traced (pattern ``"channel"`` traces it).
         recipe: `Pruning`, `Distillation` and `QAT` stages from ``fastcompress.recipes``, each with its time in epochs.
+            An empty list trains without any: the baseline, with everything else the same.
         train_data: batches: an iterable that can be iterated once an epoch (a DataLoader), or ``train_data(epoch)``. A
             batch is ``(x, y)`` with ``model(x)``, or a dict with ``model(**batch)``.
         epochs: of the run.
