@@ -1,6 +1,6 @@
 """fastcompress: compress PyTorch networks and run them faster on kernels of their own."""
 
-from fastcompress import recipes
+from fastcompress import distillation, recipes
 from fastcompress.api import convert, quantize
 from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
@@ -30,6 +30,7 @@ __all__ = [
     "convert",
     "cpu_info",
     "distill",
+    "distillation",
     "explain",
     "load",
     "prepare",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from benchmarks.training.augment import Augmentation, Normalizer, augment
 from benchmarks.training.data import Split
 from fastcompress.models.calibrate import evaluating
 
-__all__ = ["TrainConfig", "accuracy", "float32_norms", "learning_rate", "make_optimizer", "run_epoch"]
+__all__ = ["TrainConfig", "accuracy", "learning_rate", "make_optimizer", "run_epoch"]
 
 _SHARES = ("warm_up", "label_smoothing", "momentum")
 _EVAL_BATCH = 500
@@ -105,21 +104,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=config.peak, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-@contextmanager
-def float32_norms(model: nn.Module) -> Iterator[None]:
-    """Give every batch normalization its input in float32: more exact, and on CPUs three times as fast as bfloat16."""
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def run_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -152,27 +136,26 @@ def run_epoch(
     order = torch.randperm(len(train), generator=generator)
     total = 0.0
     model.train()
-    with float32_norms(model):
-        for step in range(per_epoch):
-            chosen = train.take(order[step * config.batch : (step + 1) * config.batch])
-            images = normalizer(augment(chosen.images, config.augmentation, generator))
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                scores = model(images)
-            loss = functional.cross_entropy(scores.float(), chosen.labels, label_smoothing=config.label_smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"run_epoch: the loss is {value} in epoch {epoch}, step {step}; lower the learning rate (peak)"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            rate = learning_rate(config, epoch * per_epoch + step, config.epochs * per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            total += value
-            if on_step is not None:
-                on_step(value)
+    for step in range(per_epoch):
+        chosen = train.take(order[step * config.batch : (step + 1) * config.batch])
+        images = normalizer(augment(chosen.images, config.augmentation, generator))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            scores = model(images)
+        loss = functional.cross_entropy(scores.float(), chosen.labels, label_smoothing=config.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"run_epoch: the loss is {value} in epoch {epoch}, step {step}; lower the learning rate (peak)"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        rate = learning_rate(config, epoch * per_epoch + step, config.epochs * per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        total += value
+        if on_step is not None:
+            on_step(value)
     return total / per_epoch
 
 

@@ -12,6 +12,7 @@ from .prune import prune
 from .pruner import Pruner
 from .pruner_config import TRAINING_CRITERIA, PrunerConfig
 from .record import PruneDecision, PruneRecord, pruning_of
+from .relax import relax_mask
 from .schedules import (
     SCHEDULES,
     constant_sparsity,
@@ -59,6 +60,7 @@ __all__ = [
     "prune_channels",
     "pruning_of",
     "random_scores",
+    "relax_mask",
     "remove_mask",
     "restored",
     "round_steps",

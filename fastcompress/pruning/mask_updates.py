@@ -11,7 +11,7 @@ from .nm_updates import narrowed_groups, regrown_groups
 from .patterns import Pattern
 from .selection import block_scores, lowest, mask_from_blocks
 
-__all__ = ["narrowed", "narrowed_together", "regrown"]
+__all__ = ["narrowed", "narrowed_together", "regrown", "widened"]
 
 
 def narrowed(scores: Tensor, mask: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
@@ -85,6 +85,23 @@ def regrown(scores: Tensor, gradient: Tensor, mask: Tensor, pattern: Pattern, sh
     grow = lowest(torch.where(staying, torch.inf, -wanted), count)
     kept = mask & mask_from_blocks(staying | (drop & grow), pattern, mask.shape)
     return kept | mask_from_blocks(grow & ~alive, pattern, mask.shape)
+
+
+def widened(scores: Tensor, mask: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    """``mask`` with its most important pruned blocks kept again, so that ``round(sparsity * blocks)`` are pruned.
+
+    Args:
+        scores: importance of each weight; only that of pruned weights matters.
+        mask: bool; True is kept. One that has pruned less already stays.
+        pattern: must fit, and not be N:M.
+        sparsity: pruned fraction, in [0, 1).
+
+    Raises:
+        ValueError: NaN in the scores.
+    """
+    alive = block_scores(mask.float(), pattern) > 0
+    units = torch.where(alive, torch.inf, block_scores(scores, pattern))
+    return mask | mask_from_blocks(~lowest(units, round(sparsity * units.numel())), pattern, mask.shape)
 
 
 def _units(scores: Tensor, mask: Tensor, pattern: Pattern) -> Tensor:

@@ -25,7 +25,7 @@ from .optimizers import LearningRate, OptimizerFactory, OptimizerSource, learnin
 from .progress import Progress
 from .recipe import check_recipe, phases_of
 from .result import CompressionResult
-from .search import within_budget
+from .search import Retraining, within_budget
 from .seeding import own_random_numbers
 from .session import Session
 from .stages import Stage
@@ -62,6 +62,7 @@ def compress(
     Args:
         model: the trained dense network; it is copied, and run but not traced (pattern ``"channel"`` traces it).
         recipe: `Pruning`, `Distillation` and `QAT` stages from ``fastcompress.recipes``, each with its time in epochs.
+            An empty list trains without any: the baseline, with everything else the same.
         train_data: batches: an iterable that can be iterated once an epoch (a DataLoader), or ``train_data(epoch)``. A
             batch is ``(x, y)`` with ``model(x)``, or a dict with ``model(**batch)``.
         epochs: of the run.
@@ -166,7 +167,8 @@ def compress(
         if eval_fn is not None:
             result = replace(result, dense_score=evaluate(dense, eval_fn), score=evaluate(result.model, eval_fn))
         if max_drop is not None:
-            result = within_budget(result, max_drop, stages, settings, source, batch, finished, progress)
+            retraining = Retraining(stages, settings, source, batch, progress)
+            result = within_budget(result, max_drop, retraining, finished)
     return result
 
 

@@ -29,7 +29,7 @@ def check_recipe(stages: Stage | Iterable[Stage], epochs: float) -> tuple[Stage,
     """The stages of a run of ``epochs`` epochs, if they go together.
 
     Raises:
-        TypeError, ValueError: no stage, something else than a stage, a time after the end of the run, or stages that
+        TypeError, ValueError: something else than a stage, a time after the end of the run, or stages that
             exclude each other.
     """
     listed = (stages,) if isinstance(stages, Stage) else tuple(stages)
@@ -39,8 +39,6 @@ def check_recipe(stages: Stage | Iterable[Stage], epochs: float) -> tuple[Stage,
                 f"compress: a recipe consists of Pruning, Distillation and QAT from fastcompress.recipes, got "
                 f"{type(stage).__name__}; a YAML file is read by fastcompress.recipes.load_recipe(path)"
             )
-    if not listed:
-        raise ValueError("compress: the recipe is empty; give at least one of Pruning, Distillation and QAT")
     for stage in listed:
         _check_inside(stage, epochs)
     _check_single(listed)

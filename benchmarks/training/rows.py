@@ -1,0 +1,113 @@
+"""The rows of the image table: how each network is trained, all from one dense network with the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.training.augment import Augmentation
+from benchmarks.training.network import ResidualCNN
+from benchmarks.training.trainer import TrainConfig
+from fastcompress.recipes import QAT, Distillation, Pruning, Stage
+
+__all__ = ["EPOCHS", "ROWS", "STUDENT_EPOCHS", "Row", "fine_tuning", "row_named"]
+
+#: Of every network that starts from the dense one, and of the students, which start from nothing.
+EPOCHS, STUDENT_EPOCHS = 20, 30
+
+#: The first convolution has one input channel, which no block fits; the head is small.
+DENSE_LAYERS = ("stem.conv", "head")
+
+#: A teacher → the stages of a row.
+Stages = Callable[[ResidualCNN], list[Stage]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what it is called there.
+        seeds: the headline has three.
+        stages: None trains without any, with the same settings.
+        student: a network of half the width, from nothing, in place of the dense one.
+        untrained: prune and judge, without an epoch of training.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    stages: Stages | None
+    student: bool = False
+    untrained: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return STUDENT_EPOCHS if self.student else EPOCHS
+
+
+def fine_tuning(row: Row, seed: int) -> TrainConfig:
+    """The settings of a row: the same for all, but that students learn longer and faster."""
+    return TrainConfig(
+        epochs=row.epochs,
+        peak=0.1 if row.student else 0.05,
+        weight_decay=5e-4,
+        augmentation=Augmentation(shift=2, flip=0.5, erase=0.5),
+        seed=seed,
+    )
+
+
+def _one_shot(sparsity: float, pattern: str) -> Stages:
+    return lambda teacher: [Pruning(sparsity, pattern, schedule="one-shot", ignore=DENSE_LAYERS)]
+
+
+def _gradual(sparsity: float, pattern: str) -> Stages:
+    return lambda teacher: [Pruning(sparsity, pattern, end=EPOCHS // 2, ignore=DENSE_LAYERS)]
+
+
+def _distilled(sparsity: float, pattern: str) -> Stages:
+    return lambda teacher: [*_gradual(sparsity, pattern)(teacher), Distillation(teacher)]
+
+
+def _full(sparsity: float, pattern: str) -> Stages:
+    return lambda teacher: [*_distilled(sparsity, pattern)(teacher), QAT(start=0.6 * EPOCHS, freeze_at=0.85 * EPOCHS)]
+
+
+def _channels(sparsity: float) -> Stages:
+    return lambda teacher: [
+        Pruning(sparsity, "channel", end=EPOCHS // 4, ignore=("head",)),
+        Distillation(teacher),
+        QAT(start=0.6 * EPOCHS, freeze_at=0.85 * EPOCHS),
+    ]
+
+
+_HEADLINE = (0, 1, 2)
+
+ROWS: tuple[Row, ...] = (
+    Row("dense, trained on", _HEADLINE, None),
+    Row("90% 4x4, one-shot, not trained", (0,), _one_shot(0.9, "4x4"), untrained=True),
+    Row("90% 4x4, one-shot", _HEADLINE, _one_shot(0.9, "4x4")),
+    Row("90% 4x4, gradual", _HEADLINE, _gradual(0.9, "4x4")),
+    Row("90% 4x4, gradual + distillation", _HEADLINE, _distilled(0.9, "4x4")),
+    Row("90% 4x4, gradual + distillation + W8A8", _HEADLINE, _full(0.9, "4x4")),
+    Row("80% 4x4, full recipe", (0,), _full(0.8, "4x4")),
+    Row("95% 4x4, full recipe", (0,), _full(0.95, "4x4")),
+    Row("90% 16x4, full recipe", (0,), _full(0.9, "16x4")),
+    Row("90% 1x4, full recipe", (0,), _full(0.9, "1x4")),
+    Row("90% unstructured, full recipe", (0,), _full(0.9, "unstructured")),
+    Row("50% channels, full recipe", (0,), _channels(0.5)),
+    Row("student (¼ of the parameters), alone", _HEADLINE, None, student=True),
+    Row("student (¼ of the parameters), distilled", _HEADLINE, lambda teacher: [Distillation(teacher)], student=True),
+)
+
+
+def row_named(name: str) -> Row:
+    """The row of this name.
+
+    Raises:
+        ValueError: there is none; the message lists them.
+    """
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise ValueError(f"row_named: {name!r:.80} is no row; there are {', '.join(repr(row.name) for row in ROWS)}")

@@ -1,0 +1,104 @@
+"""The image table: rows, their training on a little data, and the summary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.training import rows as rows_module
+from benchmarks.training.augment import Normalizer
+from benchmarks.training.data import Split
+from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
+from benchmarks.training.rows import ROWS, fine_tuning, row_named
+from benchmarks.training.summary import ALONE, DISTILLED, FULL, SPARSEST, goals, markdown
+from benchmarks.training.table import Batches, Lab
+from fastcompress.pruning import masked, sparsity_of
+from fastcompress.quantization import fake_quantized
+
+
+def _split(count: int) -> Split:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.randint(0, 10, (count,), generator=generator))
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setattr(rows_module, "EPOCHS", 4)
+    monkeypatch.setattr(rows_module, "STUDENT_EPOCHS", 1)
+    torch.manual_seed(0)
+    train = _split(256)
+    network = ResidualCNN(NetworkConfig(stem=16, stages=(Stage(16, 2), Stage(16, 2, residual=True)))).eval()
+    return Lab(train, _split(32), _split(64), network, Normalizer.of(train.images), tmp_path)
+
+
+def test_names_and_seeds_are_those_of_the_summary() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    for name in (FULL, SPARSEST, ALONE, DISTILLED):
+        row_named(name)
+    assert row_named(FULL).seeds == row_named(ALONE).seeds == (0, 1, 2)
+    with pytest.raises(ValueError, match="is no row"):
+        row_named("99%")
+
+
+def test_all_fine_tuned_rows_have_the_same_settings() -> None:
+    settings = {str(replace(fine_tuning(row, 0), seed=0)) for row in ROWS if not row.student}
+    assert len(settings) == 1
+
+
+def test_batches_depend_on_seed_and_epoch_only(lab: Lab) -> None:
+    config = fine_tuning(row_named(FULL), 0)
+    first, again = (list(Batches(lab.train, lab.normalizer, config, 1)) for _ in range(2))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    other = next(iter(Batches(lab.train, lab.normalizer, config, 2)))
+    assert not torch.equal(first[0][0], other[0])
+    assert len(first) == len(Batches(lab.train, lab.normalizer, config, 1)) == 2
+
+
+def test_the_full_recipe_prunes_and_quantizes_all_but_stem_and_head(lab: Lab) -> None:
+    row = row_named(FULL)
+    assert not lab.is_done(row, 0)
+    model = lab.run(row, 0, progress=False).model
+    assert lab.is_done(row, 0)
+    assert "stem.conv" not in masked(model)
+    assert all(sparsity_of(layer) >= 0.85 for layer in masked(model).values())
+    assert {"stem.conv", "head", *masked(model)} == set(fake_quantized(model))
+    # Finished rows come back at once, the same.
+    for one, other in zip(model.parameters(), lab.trained(row, 0).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_baseline_trains_without_stages(lab: Lab) -> None:
+    result = lab.run(row_named("dense, trained on"), 0, progress=False)
+    assert masked(result.model) == {}
+    assert len(result.history) == 4
+
+
+def _report() -> dict[str, object]:
+    latency = {"1": {"fp32 eager": 5.0, "strongest dense": 3.0, "this": 1.0}}
+    latency["64"] = {"fp32 eager": 4.0, "strongest dense": 3.0, "this": 1.0}
+    lines = [{"row": FULL, "seed": s, "accuracy": 94.0 + s / 10, "bytes": 100_000} for s in range(3)]
+    lines[0]["latency"] = latency
+    lines += [{"row": ALONE, "seed": s, "accuracy": 92.0 + s / 10, "bytes": 1} for s in range(3)]
+    lines += [{"row": DISTILLED, "seed": s, "accuracy": 92.25 + s / 10, "bytes": 1} for s in range(3)]
+    place = {"cpu": "a CPU", "threads": 2, "torch": "2.13.0", "commit": "0" * 40}
+    return {"dense": {"accuracy": 94.4, "bytes": 1_706_408}, "rows": lines, "machine": place, "command": "make"}
+
+
+def test_goals_are_judged_by_means_and_deviations() -> None:
+    judged = {title: (seen, met) for title, seen, met in goals(_report())}
+    assert judged["full recipe at 90% loses at most 0.3 points"] == ("0.30 points", True)
+    assert judged["full recipe at 95% loses at most 1.0 point"] == ("not measured", None)
+    assert judged["full recipe at 90% runs at least 5× faster than torch fp32, batch 1"] == ("5.00×", True)
+    assert judged["full recipe at 90% runs at least 5× faster than torch fp32, batch 64"] == ("4.00×", False)
+    student = judged["a student gains from distillation by more than 2 standard deviations"]
+    assert student == ("+0.25 points, the larger sd is 0.10", True)
+
+
+def test_the_summary_keeps_losses() -> None:
+    text = markdown(_report())
+    assert f"| {FULL} | 3 | 94.10 ± 0.10 | 0.10 | 1.00 (3.0×, 5.0×) | 1.00 (3.0×, 4.0×) |" in text
+    assert "4.00× | **missed** |" in text
