@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -214,7 +214,7 @@ class Distillation(Stage):
     kind: ClassVar[str] = "distillation"
 
     teacher: nn.Module | SelfDistillation | str
-    losses: tuple[str | DistillationLoss, ...] = ("logits",)
+    losses: Sequence[str | DistillationLoss] = ("logits",)
     temperature: float = 4.0
     weight: float = 1.0
     task_weight: float = 1.0
