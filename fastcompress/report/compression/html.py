@@ -19,7 +19,7 @@ def as_html(report: CompressionReport) -> str:
     known = report.environment
     where = ", ".join(
         str(part)
-        for part in (known.get("cpu"), f"{known.get('threads')} threads", known.get("isa"), f"torch {known.get('torch')}")
+        for part in (known.get("cpu"), _threads(known.get("threads")), known.get("isa"), f"torch {known.get('torch')}")
     )
     body = [f"<h1>{escape(report.title)}</h1>", f'<p class="note">{escape(where)}</p>', _cards(tables["summary"])]
     body += [f'<p class="note">{escape(tables["summary"].note)}</p>', *_latency(report)]
@@ -35,6 +35,10 @@ def as_html(report: CompressionReport) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
+
+
+def _threads(count: object) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 def _cards(summary: Table) -> str:
@@ -56,7 +60,7 @@ def _latency(report: CompressionReport) -> list[str]:
             for batch, points in plots
         ]
         unbeaten = dict.fromkeys(point.label for _, points in plots for point in front(points))
-        note = f"Up and to the left is better. On the dashed line, unbeaten in both: {', '.join(unbeaten)}."
+        note = f"Up and to the left is better. On the dashed line, unbeaten in both: {'; '.join(unbeaten)}."
         parts += ["<h2>Accuracy against latency</h2>", f'<div class="plots">{"".join(figures)}</div>']
         parts.append(f'<p class="note">{escape(note)} Models without a score are not drawn.</p>')
     charts = [(batch, bars) for batch in report.batches if (bars := latency_bars(report, batch))]
@@ -95,4 +99,6 @@ def _table(table: Table) -> str:
 
 def _css(table: Table, column: int, cell: str) -> str:
     side = table.columns[column][1]
-    return f"{side} long" if side == "left" and len(cell) > 60 else side
+    if side == "right" or len(cell) <= 36:
+        return side
+    return f"{side} long" if len(cell) > 60 else f"{side} fold"

@@ -61,7 +61,7 @@ def _scatter(axes: Any, points: Any, batch: int) -> None:
             point.label.replace("$", r"\$"), (point.x, point.y), (0, above), textcoords="offset points", ha="center",
             fontsize=8,
         )  # fmt: skip
-    axes.margins(0.25)
+    axes.margins(0.3)
     axes.set(xlabel=f"latency at batch {batch}, ms", ylabel="score")
     axes.grid(alpha=0.3)
 
@@ -71,14 +71,14 @@ def _bars(axes: Any, bars: Any, batch: int) -> None:
                       color=[_COLORS[b.color] for b in bars])  # fmt: skip
     axes.bar_label(drawn, [bar.text for bar in bars], padding=4, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.3)
     axes.set(xlabel=f"latency at batch {batch}, ms")
     axes.grid(axis="x", alpha=0.3)
 
 
 def _lines(axes: Any, label: str, curves: Any) -> None:
     for number, (name, curve) in enumerate(curves):
-        axes.plot([x for x, _ in curve], [y for _, y in curve], marker="o", markersize=3, color=_COLORS[number % 6],
+        axes.plot([x for x, _ in curve], [y for _, y in curve], marker="o", markersize=3, color=_COLORS[number % 6 if len(curves) > 1 else 1],
                   label=name)  # fmt: skip
     if len(curves) > 1:
         axes.legend(fontsize=8)

@@ -42,7 +42,8 @@ def _box(place: tuple[float, float, float, str], width: float) -> Box:
 def _cost(box: Box, taken: Sequence[Box], frame: Box) -> float:
     """Pixels that are covered twice, and those outside; `min` takes the first of equals, the nearest."""
     overlap = sum(
-        max(0.0, min(box[2], other[2]) - max(box[0], other[0])) * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+        max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+        * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
         for other in taken
     )
     outside = max(0.0, frame[0] - box[0]) + max(0.0, box[2] - frame[2])

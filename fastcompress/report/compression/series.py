@@ -38,7 +38,11 @@ def _color(report: CompressionReport, row: StageRow) -> int:
 
 
 def pareto_points(report: CompressionReport, batch: int) -> list[Point]:
-    """All scored models, of the dense one its fastest scored form, and only where there are two or more."""
+    """All scored models, of the dense one its fastest scored form, and only where there are two or more.
+
+    The strongest dense form is there in any case, at the dense model's score where it has none of its own: its label
+    says so.
+    """
     scored = [row for row in report.stages if row.score is not None and row.seconds[batch]]
     dense = [row for row in scored if row.dense]
     best = min(dense, key=lambda row: row.seconds[batch] or 0.0, default=None)
@@ -48,6 +52,10 @@ def pareto_points(report: CompressionReport, batch: int) -> list[Point]:
         for row in kept
         if row.score is not None
     ]
+    strongest = report.strongest_dense(batch)
+    if strongest is not None and strongest.score is None and report.dense_score is not None:
+        label, seconds = f"{strongest.name} (score of {report.stages[0].name})", strongest.seconds[batch] or 0.0
+        points.append(Point(label.replace("(score of dense, ", "(score of "), seconds * 1e3, report.dense_score, 0))
     return points if len(points) > 1 else []
 
 
@@ -71,7 +79,7 @@ def latency_bars(report: CompressionReport, batch: int) -> list[Bar]:
     for row in report.stages:
         seconds, ratio = row.seconds[batch], report.speedup(batch, row)
         if seconds is not None and ratio is not None:
-            bars.append(Bar(row.name, seconds * 1e3, f"{ratio:.2f}×", _color(report, row)))
+            bars.append(Bar(row.name, seconds * 1e3, f"{seconds * 1e3:.3g} ms, {ratio:.2f}×", _color(report, row)))
     return bars
 
 

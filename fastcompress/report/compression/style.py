@@ -38,10 +38,11 @@ svg .label { paint-order: stroke; stroke: var(--ground); stroke-width: 3px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; min-width: 3em; }
+  white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 th.right, td.right { text-align: right; white-space: nowrap; }
-td.long { min-width: 22em; }
+td.fold { white-space: normal; overflow-wrap: anywhere; min-width: 16em; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 24em; }
 tr.strong td { font-weight: 600; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } figure, .card { break-inside: avoid; } }
 """

@@ -76,7 +76,7 @@ def line_svg(
     y = axis_over([b for _, b in points], height - _BOTTOM + legend, _TOP + legend)
     lines = [_open(width, height + legend, f"{y_label} against {x_label}"), *_frame(x, y, x_label, y_label)]
     for number, (name, curve) in enumerate(curves):
-        color = number % 6
+        color = number % 6 if legend else 1
         placed = [(x.place(a), y.place(b)) for a, b in curve]
         lines.append(f'<polyline class="l{color}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in placed)}"/>')
         lines += [f'<circle class="s{color}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in placed]
@@ -91,7 +91,7 @@ def bar_svg(bars: Sequence[Bar], x_label: str, width: int = 560) -> str:
     """Horizontal bars from 0, their numbers at the end."""
     height = _TOP + 28 * len(bars) + _BOTTOM
     left = 24 + 6.7 * max(len(bar.label) for bar in bars)
-    x = axis_over([bar.value for bar in bars], left, width - 70, zero=True, margin=0.0)
+    x = axis_over([bar.value for bar in bars], left, width - 110, zero=True, margin=0.0)
     lines = [_open(width, height, x_label)]
     bottom = height - _BOTTOM
     for tick in x.ticks:

@@ -49,7 +49,7 @@ def summary_table(report: CompressionReport) -> Table:
     """Before and after: score, size, and latency at each batch size."""
     rows = []
     if report.score is not None or report.dense_score is not None:
-        drop = "" if report.drop is None else f"{report.drop:+.4f} lost" if report.drop > 0 else _gained(report.drop)
+        drop = "" if report.drop is None else _drop_text(report.drop)
         rows.append(["score", score_text(report.dense_score), score_text(report.score), drop])
     dense, compressed = report.stages[0].size_bytes, report.compressed.size_bytes
     rows.append(["size", size_text(dense), size_text(compressed), f"{report.size_ratio:.2f}× smaller"])
@@ -66,8 +66,8 @@ def summary_table(report: CompressionReport) -> Table:
     return Table("Summary", columns, rows, note)
 
 
-def _gained(drop: float) -> str:
-    return "none lost" if drop == 0 else f"{-drop:+.4f} gained"
+def _drop_text(drop: float) -> str:
+    return "none lost" if drop == 0 else f"{score_text(abs(drop))} {'lost' if drop > 0 else 'gained'}"
 
 
 def speed_text(ratio: float | None) -> str:
