@@ -78,8 +78,8 @@ def _bars(axes: Any, bars: Any, batch: int) -> None:
 
 def _lines(axes: Any, label: str, curves: Any) -> None:
     for number, (name, curve) in enumerate(curves):
-        axes.plot([x for x, _ in curve], [y for _, y in curve], marker="o", markersize=3, color=_COLORS[number % 6 if len(curves) > 1 else 1],
-                  label=name)  # fmt: skip
+        color = _COLORS[number % 6 if len(curves) > 1 else 1]
+        axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color=color, label=name)
     if len(curves) > 1:
         axes.legend(fontsize=8)
     axes.set(xlabel="epoch", ylabel=label)

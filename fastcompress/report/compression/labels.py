@@ -12,7 +12,7 @@ Box = tuple[float, float, float, float]
 
 
 def placed_labels(
-    places: Sequence[tuple[float, float]], labels: Sequence[str], frame: Box
+    places: Sequence[tuple[float, float]], labels: Sequence[str], frame: Box, obstacles: Sequence[Box] = ()
 ) -> list[tuple[float, float, str]]:
     """For each point the place and the anchor of its label: beside it, or above or below, whichever is free.
 
@@ -20,8 +20,9 @@ def placed_labels(
         places: the points, in pixels.
         labels: their words.
         frame: left, top, right and bottom that labels must keep to where they can.
+        obstacles: boxes of other things that labels should not cover.
     """
-    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in places] + list(obstacles)
     found = []
     for (x, y), label in zip(places, labels, strict=True):
         width = _WIDTH * len(label)
@@ -29,7 +30,7 @@ def placed_labels(
         for shift in (0.0, -16.0, 16.0, -32.0, 32.0, -48.0, 48.0, -64.0, 64.0):
             tries += [(x + 9, y + 4 + shift, x + 9, "start"), (x - 9, y + 4 + shift, x - 9 - width, "end")]
             tries.append((x, y + 4 + shift, x - width / 2, "middle"))
-        best = min(tries, key=lambda t: _cost(_box(t, width), taken, frame))
+        best = min(tries, key=lambda t: _cost(_box(t, width), taken, frame) + 2 * abs(t[1] - y - 4))
         taken.append(_box(best, width))
         found.append((best[0], best[1], best[3]))
     return found
@@ -40,7 +41,7 @@ def _box(place: tuple[float, float, float, str], width: float) -> Box:
 
 
 def _cost(box: Box, taken: Sequence[Box], frame: Box) -> float:
-    """Pixels that are covered twice, and those outside; `min` takes the first of equals, the nearest."""
+    """Pixels that are covered twice, and those outside."""
     overlap = sum(
         max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
         * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))

@@ -39,7 +39,7 @@ def report_layers(model: nn.Module, trained: nn.Module, example_inputs: Any) -> 
                 row.shape,
                 _sparsity(before.get(row.name)),
                 _precision(module),
-                f"{row.kernel} {row.block}".rstrip() if row.kernel else "torch",
+                row.kernel or "torch",
                 row.dense_seconds,
                 row.quantized_seconds if row.action in ("quantized", "sparse") else None,
                 row.speedup if row.action in ("quantized", "sparse") else None,

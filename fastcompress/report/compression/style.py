@@ -19,7 +19,8 @@ h2 { font-size: 19px; margin: 36px 0 8px; }
 h3 { font-size: 15px; margin: 0 0 6px; font-weight: 600; }
 p.note { color: var(--soft); font-size: 13px; margin: 8px 0; max-width: 90ch; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 0; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; flex: 1 1 190px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px;
+  flex: 1 1 190px; }
 .card b { display: block; font-size: 24px; line-height: 1.3; }
 .card span { color: var(--soft); font-size: 13px; }
 .plots { display: flex; flex-wrap: wrap; gap: 20px; }
@@ -42,7 +43,7 @@ th, td { text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 th.right, td.right { text-align: right; white-space: nowrap; }
 td.fold { white-space: normal; overflow-wrap: anywhere; min-width: 16em; }
-td.long { white-space: normal; overflow-wrap: anywhere; min-width: 24em; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 16em; }
 tr.strong td { font-weight: 600; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } figure, .card { break-inside: avoid; } }
 """

@@ -15,7 +15,8 @@ _LEFT, _TOP, _BOTTOM = 62, 14, 46
 
 
 def _open(width: int, height: int, label: str) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{escape(label)}">'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg {size} role="img" aria-label="{escape(label)}">'
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", css: str = "") -> str:
@@ -54,7 +55,10 @@ def scatter_svg(points: Sequence[Point], x_label: str, y_label: str, width: int 
     path = f"M{steps[0][0]:.1f} {steps[0][1]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in steps[1:])
     lines.append(f'<path class="front" d="{path}H{x.end:.1f}"/>')
     places = [(x.place(p.x), y.place(p.y)) for p in points]
-    labels = placed_labels(places, [p.label for p in points], (x.start, y.end, x.end, y.start))
+    ends = [*steps[1:], (x.end, steps[-1][1])]
+    drawn = [(a, b - 1, c, b + 1) for (a, b), (c, _) in zip(steps, ends, strict=True)]
+    drawn += [(c - 1, min(b, d), c + 1, max(b, d)) for (_, b), (c, d) in zip(steps, ends, strict=True)]
+    labels = placed_labels(places, [p.label for p in points], (x.start, y.end, x.end, y.start), drawn)
     for point, (across, up), (left, base, anchor) in zip(points, places, labels, strict=True):
         lines.append(f'<circle class="s{point.color}" cx="{across:.1f}" cy="{up:.1f}" r="5"/>')
         lines.append(_text(left, base, point.label, anchor, "label"))

@@ -160,9 +160,7 @@ def recipe_table(report: CompressionReport) -> Table:
     rows = []
     for stage in report.recipe.get("stages", ()):
         first, last = stage.get("start"), stage.get("end")
-        times = f"{first:g} to {'the default' if last is None else f'{last:g}'}" if first is not None else ""
-        if "freeze_at" in stage:
-            times = f"from {first:g}"
+        times = "" if first is None else f"from {first:g}" if last is None else f"{first:g} to {last:g}"
         hidden = ("kind", "start", "end")
         rows.append([str(stage.get("kind", "")), times, _settings(stage, hidden)])
     rest = {name: value for name, value in report.recipe.items() if name not in ("stages", "model")}
