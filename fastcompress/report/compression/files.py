@@ -1,0 +1,44 @@
+"""Writing a report: the suffix of the path says how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from fastcompress.formats.atomic import publish, temporary_file
+
+from .data import CompressionReport
+from .html import as_html
+from .image import as_png
+from .markdown import as_markdown
+
+__all__ = ["FORMATS", "save"]
+
+
+def _json(report: CompressionReport) -> str:
+    return json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+#: Suffix → what makes the file's content.
+FORMATS: dict[str, Callable[[CompressionReport], str | bytes]] = {
+    ".html": as_html,
+    ".md": as_markdown,
+    ".png": as_png,
+    ".json": _json,
+}
+
+
+def save(report: CompressionReport, path: Path) -> None:
+    """Write the whole file or, after an error, none."""
+    make = FORMATS.get(path.suffix.lower())
+    if make is None:
+        raise ValueError(
+            f"CompressionReport.save: the suffix of {path.name!r:.80} is {path.suffix!r}; allowed are "
+            f"{', '.join(FORMATS)}"
+        )
+    content = make(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_file(path.parent) as (file, temporary):
+        file.write(content if isinstance(content, bytes) else content.encode("utf-8"))
+        publish(file, temporary, path)
