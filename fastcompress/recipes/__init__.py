@@ -7,6 +7,7 @@ from fastcompress.recipes.recipe import Phase, check_recipe, phases_of
 from fastcompress.recipes.result import CompressionResult, GivenUp
 from fastcompress.recipes.session import Session
 from fastcompress.recipes.stages import DENSE_TEACHER, QAT, Distillation, Pruning, Stage
+from fastcompress.recipes.yaml_file import RecipeFile, load_recipe, parse_recipe
 
 __all__ = [
     "DENSE_TEACHER",
@@ -18,10 +19,13 @@ __all__ = [
     "History",
     "Phase",
     "Pruning",
+    "RecipeFile",
     "Session",
     "Stage",
     "check_recipe",
     "compress",
     "distill",
+    "load_recipe",
+    "parse_recipe",
     "phases_of",
 ]

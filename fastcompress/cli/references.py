@@ -1,0 +1,73 @@
+"""What the command line's arguments stand for: ``module:callable``, or a Hugging Face directory for models."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastcompress.formats import load
+
+__all__ = ["called", "imported", "loaded", "model", "optional"]
+
+
+def imported(reference: str) -> Any:
+    """Import ``module:callable``."""
+    module_name, separator, path = reference.partition(":")
+    if not separator or not module_name or not path:
+        raise ValueError(f"{reference!r} is not of the form module:callable, for example mypackage.models:resnet")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # an installed script does not look into the current directory by itself
+    target: Any = importlib.import_module(module_name)
+    for part in path.split("."):
+        if not hasattr(target, part):
+            raise ValueError(f"{reference!r}: {module_name} has no attribute {path!r}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise TypeError(f"{reference!r} is a {type(target).__name__}, not a callable that takes no arguments")
+    return target
+
+
+def called(reference: str) -> Any:
+    """Import ``module:callable`` and call it."""
+    return imported(reference)()
+
+
+def optional(reference: str | None) -> Any:
+    """The same, or None without a reference."""
+    return None if reference is None else called(reference)
+
+
+def model(reference: str) -> nn.Module:
+    """The model of ``module:callable`` or of a Hugging Face directory, in eval mode."""
+    if (Path(reference) / "config.json").is_file():
+        return _hugging_face(Path(reference))
+    made = called(reference)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{reference!r} returned a {type(made).__name__}, not a torch.nn.Module")
+    return made.eval()
+
+
+def loaded(options: argparse.Namespace) -> nn.Module:
+    """The model, with the checkpoint if one is named."""
+    made = model(options.model)
+    return made if options.checkpoint is None else load(options.checkpoint, made, inplace=True)
+
+
+def _hugging_face(directory: Path) -> nn.Module:
+    """The class that the directory's configuration names; local files only, no code from the directory."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"{directory} is a Hugging Face directory; install transformers to load it") from error
+    names = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or ["AutoModel"]
+    kind = getattr(transformers, str(names[0]), None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise ValueError(f"{directory}: transformers has no model class {str(names[0])!r:.80}")
+    made: nn.Module = kind.from_pretrained(directory, local_files_only=True)
+    return made.eval()
