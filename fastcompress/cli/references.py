@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fastcompress.formats import load
+from fastcompress.references import call_reference as called
+from fastcompress.references import find_reference as imported
 
 __all__ = ["called", "imported", "loaded", "model", "optional"]
-
-
-def imported(reference: str) -> Any:
-    """Import ``module:callable``."""
-    module_name, separator, path = reference.partition(":")
-    if not separator or not module_name or not path:
-        raise ValueError(f"{reference!r} is not of the form module:callable, for example mypackage.models:resnet")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # an installed script does not look into the current directory by itself
-    target: Any = importlib.import_module(module_name)
-    for part in path.split("."):
-        if not hasattr(target, part):
-            raise ValueError(f"{reference!r}: {module_name} has no attribute {path!r}")
-        target = getattr(target, part)
-    if not callable(target):
-        raise TypeError(f"{reference!r} is a {type(target).__name__}, not a callable that takes no arguments")
-    return target
-
-
-def called(reference: str) -> Any:
-    """Import ``module:callable`` and call it."""
-    return imported(reference)()
 
 
 def optional(reference: str | None) -> Any:
@@ -65,7 +43,12 @@ def _hugging_face(directory: Path) -> nn.Module:
         import transformers
     except ImportError as error:
         raise ImportError(f"{directory} is a Hugging Face directory; install transformers to load it") from error
-    names = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or ["AutoModel"]
+    try:
+        names = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or [
+            "AutoModel"
+        ]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{directory}: config.json is not a JSON object ({error})") from error
     kind = getattr(transformers, str(names[0]), None)
     if kind is None or not hasattr(kind, "from_pretrained"):
         raise ValueError(f"{directory}: transformers has no model class {str(names[0])!r:.80}")

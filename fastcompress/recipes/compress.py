@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,20 +22,21 @@ from .history import History
 from .loop import EvalFn, Settings, evaluate, run_phase
 from .optimizers import LearningRate, OptimizerFactory, OptimizerSource, learning_rate_factor
 from .progress import Progress
-from .recipe import check_recipe, phases_of
+from .recipe import phases_of
 from .result import CompressionResult
+from .run_settings import RunSettings
 from .search import Retraining, within_budget
 from .seeding import own_random_numbers
 from .session import Session
 from .stages import Stage
-from .yaml_file import load_recipe
+from .yaml_file import RecipeFile, read_recipe
 
 __all__ = ["compress"]
 
 
 def compress(
     model: nn.Module,
-    recipe: Stage | Iterable[Stage] | str | Path,
+    recipe: Stage | Iterable[Stage] | RecipeFile | str | Path,
     train_data: Any,
     *,
     epochs: int | None = None,
@@ -116,18 +116,12 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress: model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(recipe, (str, Path)):
-        loaded = load_recipe(recipe)
-        recipe, given = loaded.stages, loaded.settings
-        epochs = given.get("epochs") if epochs is None else epochs
-        learning_rate = given.get("learning_rate") if learning_rate is None else learning_rate
-        max_drop = given.get("max_drop") if max_drop is None else max_drop
-        clip_norm = given.get("clip_norm") if clip_norm is None else clip_norm
-        seed = given.get("seed") if seed is None else seed
-    learning_rate, seed = learning_rate or "cosine", seed or 0
-    epochs = _check_numbers(epochs, checkpoint_every, max_drop, eval_fn)
-    stages = check_recipe(recipe, epochs)
-    data = TrainData(train_data, steps_per_epoch, seed)
+    given = RunSettings(epochs, learning_rate, max_drop, steps_per_epoch, autocast, clip_norm, checkpoint_every, seed)
+    stages, run = read_recipe(recipe, given)
+    epochs, learning_rate, seed = run.required()
+    if run.max_drop is not None and eval_fn is None:
+        raise ValueError("compress: max_drop is a drop of the score that eval_fn gives; pass eval_fn")
+    data = TrainData(train_data, run.steps_per_epoch, seed)
     settings = Settings(
         epochs,
         data,
@@ -135,10 +129,10 @@ def compress(
         eval_fn,
         forward_fn,
         learning_rate_factor(learning_rate),
-        autocast,
-        clip_norm,
+        run.autocast,
+        run.clip_norm,
         seed,
-        checkpoint_every,
+        run.checkpoint_every,
     )
     dense, work = copied(model, "compress").eval(), copied(model, "compress")
     source = OptimizerSource(optimizer, model, work)
@@ -148,8 +142,8 @@ def compress(
         "steps_per_epoch": data.steps_per_epoch,
         "optimizer": source.to_json(),
         "learning_rate": learning_rate if isinstance(learning_rate, str) else "a function",
-        "autocast": str(autocast),
-        "clip_norm": clip_norm,
+        "autocast": str(run.autocast),
+        "clip_norm": run.clip_norm,
         "seed": seed,
         "model": _fingerprint(model),
     }
@@ -177,9 +171,9 @@ def compress(
         result = replace(result, model=finished(trained))
         if eval_fn is not None:
             result = replace(result, dense_score=evaluate(dense, eval_fn), score=evaluate(result.model, eval_fn))
-        if max_drop is not None:
+        if run.max_drop is not None:
             retraining = Retraining(stages, settings, source, batch, progress)
-            result = within_budget(result, max_drop, retraining, finished)
+            result = within_budget(result, run.max_drop, retraining, finished)
     return result
 
 
@@ -229,20 +223,3 @@ def _fingerprint(model: nn.Module) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _check_numbers(epochs: object, every: object, max_drop: object, eval_fn: object) -> int:
-    for name, value in (("epochs", epochs), ("checkpoint_every", every)):
-        if value is None and name == "checkpoint_every":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"compress: {name} must be a positive whole number, got {value!r:.80}")
-    if max_drop is None:
-        return cast(int, epochs)
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not math.isfinite(max_drop):
-        raise ValueError(f"compress: max_drop must be a finite number, got {max_drop!r:.80}")
-    if max_drop < 0:
-        raise ValueError(f"compress: max_drop must be zero or more, got {max_drop!r}")
-    if eval_fn is None:
-        raise ValueError("compress: max_drop is a drop of the score that eval_fn gives; pass eval_fn")
-    return cast(int, epochs)

@@ -1,170 +1,203 @@
-"""Recipes as YAML files: checked against the stages' fields, every error with its line.
-
-epochs: 8
-learning_rate: cosine
-max_drop: 0.01
-stages:
-  - pruning: {sparsity: 0.9, pattern: 4x4, start: 0, end: 6}
-  - distillation: {teacher: dense, losses: [logits, feature], temperature: 4.0}
-  - qat: {scheme: W8A8, start: 5, freeze_at: 7}
-"""
+"""Recipe files: stages and settings of a run in YAML, checked line by line."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
+import torch
+from torch import nn
 
-from fastcompress.distillation import SelfDistillation
+from fastcompress.distillation import SelfDistillation, TeacherCache
+from fastcompress.distillation.resolve import LOSSES
+from fastcompress.references import call_reference, is_reference
 
-from .stages import DENSE_TEACHER, QAT, Distillation, Pruning, Stage
+from .optimizers import LEARNING_RATES
+from .recipe import check_recipe
+from .run_settings import AUTOCAST_DTYPES, RunSettings
+from .stages import DENSE_TEACHER, QAT, SELF_TEACHER, Distillation, Pruning, Stage
+from .yaml_fields import Reader, build, unknown
+from .yaml_values import Value, read_value
 
-__all__ = ["RecipeFile", "load_recipe", "parse_recipe"]
+__all__ = ["RecipeFile", "load_recipe", "parse_recipe", "read_recipe"]
 
-#: What a file may say besides ``stages``: arguments of `compress`.
-SETTINGS: tuple[str, ...] = ("epochs", "learning_rate", "max_drop", "clip_norm", "seed")
-
-_STAGES: dict[str, type[Stage]] = {"pruning": Pruning, "distillation": Distillation, "qat": QAT}
-
-#: Fields whose words must not be taken for numbers: ``2:4`` is one in YAML 1.1.
-_WORDS = ("pattern",)
-
+_STAGES: dict[str, type[Stage]] = {kind.kind: kind for kind in (Pruning, Distillation, QAT)}
 #: A recipe is a page of text.
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 18
+
+_LAYOUT = "write 'stages:' and below it a list such as '- pruning: {sparsity: 0.9, pattern: 4x4}'"
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """What a recipe file says: the stages, and arguments for `compress`."""
+    """What a recipe file holds.
+
+    Attributes:
+        stages: in the file's order.
+        settings: those that are in the file; the others are None.
+        name: of the file, for messages.
+    """
 
     stages: tuple[Stage, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: RunSettings = field(default_factory=RunSettings)
+    name: str = field(default="recipe", compare=False)
 
 
-def load_recipe(path: str | Path) -> RecipeFile:
+def load_recipe(path: str | Path, *, epochs: int | None = None) -> RecipeFile:
     """Read a recipe file.
 
-    A distillation's teacher is ``dense`` (the network before compression), ``self``, or ``module:callable``, which is
-    imported and called.
+    The file is a mapping with ``stages``, a list of ``pruning``, ``distillation`` and ``qat`` with their fields, and
+    the fields of `RunSettings`. A teacher is ``dense`` (the network before compression), ``self`` (or a mapping of the
+    fields of `SelfDistillation`) or ``module:callable``, which is imported and called: read recipes of people you
+    trust. A loss is a name, or a name with fields: ``feature: {student_tap: layer2}``; a cache is a directory, or a
+    mapping of the arguments of `TeacherCache`. Values follow YAML 1.2: ``2:4`` is text, ``1e-3`` a number.
+
+    Args:
+        path: of the file.
+        epochs: of the run, where it is not the file's own number; the stages' times are checked against it.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: whatever is wrong in it, with file and line.
+        ValueError: whatever is wrong in the file, with its name and the line. OSError: it cannot be read.
 
     Example:
-        >>> fc.recipes.load_recipe("recipe.yaml").stages
+        >>> recipe = fc.recipes.load_recipe("recipe.yaml")
+        >>> fc.compress(model, recipe, loader, eval_fn=accuracy)
+
+    Source: the YAML 1.2 specification, core schema (section 10.3).
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"load_recipe: {path} does not exist")
+        raise FileNotFoundError(f"load_recipe: {path} does not exist, or is no file")
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"load_recipe: {path} has {path.stat().st_size} bytes; a recipe has at most {_MAX_BYTES}")
+    data = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
-    return parse_recipe(text, str(path))
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error
+    return parse_recipe(text, str(path), epochs=epochs)
 
 
-def parse_recipe(text: str, name: str = "recipe") -> RecipeFile:
-    """Read a recipe from a string; ``name`` stands for the file in messages."""
-    reader = _Reader(text, name)
-    root = reader.mapping(reader.root(), (*SETTINGS, "stages"), "the recipe")
-    if "stages" not in root:
-        raise ValueError(f"{name}:1: the recipe has no stages; list them under 'stages:'")
-    listed = root.pop("stages")[1]
-    if not isinstance(listed, yaml.SequenceNode):
-        raise reader.error(listed, "stages must be a list, each entry one stage such as '- pruning: {sparsity: 0.9}'")
-    return RecipeFile(
-        tuple(reader.stage(node) for node in listed.value), {key: reader.value(node) for key, (_, node) in root.items()}
-    )
-
-
-class _Reader:
-    """YAML nodes of one file to stages; nodes know their lines."""
-
-    def __init__(self, text: str, name: str) -> None:
-        self._name = name
-        self._loader = yaml.SafeLoader(text)
-
-    def root(self) -> yaml.Node:
+def parse_recipe(text: str, name: str = "recipe", *, epochs: int | None = None) -> RecipeFile:
+    """Read a recipe from a string; ``name`` stands for the file in messages. The rest is as in `load_recipe`."""
+    root = read_value(text, name)
+    if not isinstance(root.data, dict):
+        raise root.error(f"the recipe must be a mapping with stages, got {root.shown}; {_LAYOUT}")
+    known = [f.name for f in dataclasses.fields(RunSettings)] + ["stages"]
+    for key, item in root.data.items():
+        if key not in known:
+            raise unknown(item, "the recipe", "field", key, known)
+    if "stages" not in root.data:
+        raise ValueError(f"{name}:1: the recipe has no stages; {_LAYOUT}")
+    listed = root.data["stages"]
+    if not isinstance(listed.data, list):
+        raise listed.error(f"stages must be a list, got {listed.shown}; {_LAYOUT}")
+    stages = tuple(_stage(item) for item in listed.data)
+    own = Value(name, root.line, {key: item for key, item in root.data.items() if key != "stages"})
+    settings = build(RunSettings, own, {"autocast": _autocast, "learning_rate": _learning_rate}, "the recipe")
+    of_run = settings.epochs if epochs is None else epochs
+    if of_run is not None:
         try:
-            node = self._loader.get_single_node()
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-            raise ValueError(f"{self._name}:{line}: not valid YAML: {error.problem or error.context}") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self._name}: not valid YAML: {error}") from error
-        if node is None:
-            raise ValueError(f"{self._name}:1: the file is empty")
-        return cast(yaml.Node, node)
-
-    def error(self, node: yaml.Node, message: str) -> ValueError:
-        return ValueError(f"{self._name}:{node.start_mark.line + 1}: {message}")
-
-    def value(self, node: yaml.Node, *, word: bool = False) -> Any:
-        if word and isinstance(node, yaml.ScalarNode):
-            return node.value
-        try:
-            return self._loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise self.error(node, f"cannot be read: {getattr(error, 'problem', None) or error}") from error
-
-    def mapping(self, node: yaml.Node, allowed: Iterable[str], what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Key → (its node, its value's node), checked for unknown and repeated keys."""
-        if not isinstance(node, yaml.MappingNode):
-            raise self.error(node, f"{what} must be a mapping such as 'name: value'")
-        allowed, found = tuple(allowed), {}
-        for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key not in allowed:
-                close = difflib.get_close_matches(str(key), allowed, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(allowed)}"
-                raise self.error(key_node, f"{what}: unknown field {key!r:.60}{hint}")
-            if key in found:
-                raise self.error(key_node, f"{what}: field {key!r} is given twice")
-            found[key] = (key_node, value_node)
-        return found
-
-    def stage(self, node: yaml.Node) -> Stage:
-        entry = self.mapping(node, tuple(_STAGES), "a stage")
-        if len(entry) != 1:
-            raise self.error(node, f"an entry of stages names one stage, this one {len(entry)}")
-        (kind, (_, body)), *_ = entry.items()
-        made = _STAGES[kind]
-        fields = {f.name: f for f in dataclasses.fields(made) if f.name != "cache"}
-        parts = self.mapping(body, tuple(fields), made.__name__)
-        for name, each in fields.items():
-            if each.default is dataclasses.MISSING and name not in parts:
-                raise self.error(node, f"{made.__name__}: field {name!r} is missing")
-        values = {name: self.value(part, word=name in _WORDS) for name, (_, part) in parts.items()}
-        if "teacher" in values:
-            values["teacher"] = self._teacher(parts["teacher"][1], values["teacher"])
-        try:
-            return made(**values)
+            check_recipe(stages, of_run)
         except (TypeError, ValueError) as error:
-            named = [part for name, (_, part) in parts.items() if f" {name} " in f" {error} "]
-            raise self.error((named or [body])[0], str(error)) from error
+            raise listed.error(str(error).removeprefix("compress: ")) from error
+    return RecipeFile(stages, settings, name)
 
-    def _teacher(self, node: yaml.Node, name: object) -> Any:
-        if name == DENSE_TEACHER:
-            return name
-        if name == "self":
-            return SelfDistillation()
-        module, colon, path = str(name).partition(":")
-        if not colon:
-            raise self.error(
-                node, f"Distillation: teacher must be 'dense', 'self' or 'module:callable', got {name!r:.60}"
-            )
-        try:
-            made: Any = importlib.import_module(module)
-            for part in path.split("."):
-                made = getattr(made, part)
-            return made()
-        except Exception as error:  # whatever a foreign module raises
-            raise self.error(node, f"Distillation: teacher {name!r} failed: {type(error).__name__}: {error}") from error
+
+def read_recipe(
+    recipe: Stage | Iterable[Stage] | str | Path | RecipeFile, given: RunSettings
+) -> tuple[tuple[Stage, ...], RunSettings]:
+    """The stages of a recipe in any form, checked for the run, and its settings; what is ``given`` goes first.
+
+    Raises:
+        TypeError, ValueError: wrong stages, or nobody said how many epochs.
+    """
+    if isinstance(recipe, (str, Path)):
+        found = load_recipe(recipe, epochs=given.epochs)
+    elif isinstance(recipe, RecipeFile):
+        found = recipe
+    else:
+        return check_recipe(recipe, given.required()[0]), given
+    run = given.or_else(found.settings)
+    return check_recipe(found.stages, run.required()[0]), run
+
+
+def _stage(value: Value) -> Stage:
+    kind, fields = _name_and_fields(value, "stage")
+    if kind not in _STAGES:
+        raise unknown(value, "the recipe", "stage", kind, _STAGES)
+    readers: dict[str, Reader] = {"teacher": _teacher, "losses": _losses, "cache": _cache}
+    return build(_STAGES[kind], fields, readers if kind == Distillation.kind else None)
+
+
+def _name_and_fields(value: Value, what: str) -> tuple[str, Value]:
+    """``name``, or ``name: {fields}``."""
+    if isinstance(value.data, str):
+        return value.data, Value(value.name, value.line, None)
+    if not isinstance(value.data, dict) or len(value.data) != 1:
+        count = f"a mapping with {len(value.data)} keys" if isinstance(value.data, dict) else value.shown
+        raise value.error(f"a {what} is written 'name: {{fields}}', one in each list entry, got {count}")
+    return next(iter(value.data.items()))
+
+
+def _teacher(value: Value) -> nn.Module | SelfDistillation | str:
+    if isinstance(value.data, dict):
+        return build(SelfDistillation, value)
+    if value.data == DENSE_TEACHER:
+        return DENSE_TEACHER
+    if value.data == SELF_TEACHER:
+        return SelfDistillation()
+    if not isinstance(value.data, str) or not is_reference(value.data):
+        raise value.error(
+            f"Distillation: teacher must be {DENSE_TEACHER!r}, {SELF_TEACHER!r} or 'module:callable', or a mapping of "
+            f"SelfDistillation's fields, got {value.shown}"
+        )
+    try:
+        teacher = call_reference(value.data)
+    except Exception as error:
+        raise value.error(f"Distillation: teacher {value.data!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(teacher, nn.Module):
+        raise value.error(
+            f"Distillation: teacher {value.data} returned a {type(teacher).__name__}, not a torch.nn.Module"
+        )
+    return teacher
+
+
+def _losses(value: Value) -> tuple[Any, ...]:
+    return tuple(_loss(item) for item in (value.data if isinstance(value.data, list) else [value]))
+
+
+def _loss(value: Value) -> Any:
+    label, fields = _name_and_fields(value, "loss")
+    if label not in LOSSES:
+        raise unknown(value, "Distillation", "loss", label, LOSSES)
+    return label if isinstance(value.data, str) else build(LOSSES[label], fields)
+
+
+def _cache(value: Value) -> TeacherCache | None:
+    if value.data is None:
+        return None
+    if isinstance(value.data, str):
+        value = Value(value.name, value.line, {"directory": value})
+    return build(TeacherCache, value, {"directory": lambda item: item.data})
+
+
+def _autocast(value: Value) -> torch.dtype | None:
+    if value.data is None:
+        return None
+    if value.data not in AUTOCAST_DTYPES:
+        raise value.error(f"the recipe: autocast must be {' or '.join(AUTOCAST_DTYPES)}, got {value.shown}")
+    dtype: torch.dtype = getattr(torch, str(value.data))
+    return dtype
+
+
+def _learning_rate(value: Value) -> str | None:
+    if value.data is None or value.data in tuple(LEARNING_RATES):
+        return value.data  # type: ignore[return-value]  # the names are text
+    if isinstance(value.data, str):
+        raise unknown(value, "the recipe", "learning_rate", value.data, LEARNING_RATES)
+    raise value.error(f"the recipe: learning_rate must be {' or '.join(LEARNING_RATES)}, got {value.shown}")
