@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme``: write the tables of ``benchmarks/results/latest.json`` into README.md."""
+"""``python -m benchmarks.readme``: write the tables of ``benchmarks/results`` into README.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness.results import markdown, quality_table
+from benchmarks.training import summary
 
 __all__ = ["fill", "main"]
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = path.read_text(encoding="utf-8")
     after = fill(before, "results", markdown(document["rows"], document["machine"]))
     after = fill(after, "pruning", quality_table(document["details"]))
+    trained = ROOT / "benchmarks" / "results" / "training" / "fashion_mnist.json"
+    after = fill(after, "training", summary.markdown(json.loads(trained.read_text(encoding="utf-8"))))
     if options.check:
         print("README.md is up to date" if after == before else "README.md does not show the latest results")
         return int(after != before)

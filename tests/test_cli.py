@@ -175,7 +175,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def stop() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastcompress.cli.cpu_info", stop)
+    monkeypatch.setattr("fastcompress.cli.commands.cpu_info", stop)
     assert main(["info"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -189,3 +189,93 @@ def test_runs_as_a_program(checkpoint: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no such file" in done.stderr
     assert done.stdout == ""
+
+
+TRAINING = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+def loader():
+    x = torch.rand(32, 8, generator=torch.Generator().manual_seed(1))
+    return [(x[i:i + 8], x[i:i + 8, :4].argmax(1)) for i in range(0, 32, 8)]
+
+def score(model):
+    return 1.0
+
+def batch():
+    return loader()[0][0]
+"""
+
+RECIPE = "epochs: 2\nstages:\n  - pruning: {sparsity: 0.5, pattern: 4x4, end: 1}\n  - qat: {start: 1}\n"
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module with a model and training data, and a recipe, in the current directory."""
+    name = f"cli_training_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(TRAINING)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    return name
+
+
+def test_prune_saves_sparse_layers(training: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--sparsity", "0.75", "--pattern", "4x1", "--always", "--out", "sparse"]
+    found = answer(capsys, "prune", f"{training}:model", *options)
+    assert [layer["achieved"] for layer in found["pruned"]] == [0.75, 0.75]
+    assert found["layers"] == {"sparse": 2}
+    fastcompress.load("sparse", model=fastcompress.cli.references.model(f"{training}:model"))
+
+
+def test_compress_trains_saves_and_reports(training: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--recipe", "recipe.yaml", "--train", f"{training}:loader", "--eval", f"{training}:score", "--always"]
+    found = answer(capsys, "compress", f"{training}:model", *options, "--out", "out", "--report", "report.json")
+    assert (found["dense_score"], found["score"], len(found["history"])) == (1.0, 1.0, 2)
+    assert found["layers"]["quantized"] == 2
+    shown = answer(capsys, "report", "report.json", "--out", "report.html")
+    assert shown["accuracy"]["dense"] == 1.0
+    assert Path("report.html").read_text().startswith("<!DOCTYPE html>")
+    assert main(["report", "report.json"]) == 0
+    assert "Every stage" in capsys.readouterr().out
+
+
+def test_compress_says_what_is_wrong_in_the_recipe(training: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text(RECIPE.replace("sparsity", "sparsness"))
+    arguments = ["--recipe", "recipe.yaml", "--train", f"{training}:loader", "--out", "out"]
+    found = answer(capsys, "compress", f"{training}:model", *arguments, status=1)
+    assert found["error"] == "ValueError"
+    assert found["message"].startswith("recipe.yaml:3: Pruning: unknown field 'sparsness'")
+    assert not Path("out").exists()
+
+
+def test_a_report_must_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("[1]")
+    assert answer(capsys, "report", str(path), status=1)["message"].startswith("load_compression_report")
+
+
+def test_a_hugging_face_directory_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=30, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    found = answer(
+        capsys, "quantize", str(tmp_path / "bert"), "--scheme", "W8A8-dynamic", "--always", "--out", str(tmp_path / "q")
+    )
+    assert found["layers"]["quantized"] >= 7
+    (tmp_path / "bert" / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+    wrong = answer(capsys, "explain", str(tmp_path / "bert"), status=1)
+    assert "no model class 'NoSuchModel'" in wrong["message"]
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "explain", "bench", "report", "quantize", "prune", "compress"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--json" in text
+    assert "None" not in text

@@ -84,7 +84,7 @@ class Checkpoints:
             identity = json.loads(state["identity"])
         except Exception as error:
             raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it to start again") from error
-        changed = list(_differences("", identity, self._identity))
+        changed = sorted(_differences("", identity, self._identity), key=lambda line: line.split(" ")[0].count("."))
         if changed:
             raise ValueError(
                 f"compress: the checkpoint in {self._directory} belongs to another run: {'; '.join(changed[:4])}. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,26 +22,28 @@ from .history import History
 from .loop import EvalFn, Settings, evaluate, run_phase
 from .optimizers import LearningRate, OptimizerFactory, OptimizerSource, learning_rate_factor
 from .progress import Progress
-from .recipe import check_recipe, phases_of
+from .recipe import phases_of
 from .result import CompressionResult
+from .run_settings import RunSettings
 from .search import Retraining, within_budget
 from .seeding import own_random_numbers
 from .session import Session
 from .stages import Stage
+from .yaml_file import RecipeFile, read_recipe
 
 __all__ = ["compress"]
 
 
 def compress(
     model: nn.Module,
-    recipe: Stage | Iterable[Stage],
+    recipe: Stage | Iterable[Stage] | RecipeFile | str | Path,
     train_data: Any,
     *,
-    epochs: int,
+    epochs: int | None = None,
     eval_fn: EvalFn | None = None,
     loss_fn: LossFn = cross_entropy,
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
-    learning_rate: str | LearningRate = "cosine",
+    learning_rate: str | LearningRate | None = None,
     max_drop: float | None = None,
     example_inputs: Any = None,
     forward_fn: ForwardFn | None = None,
@@ -53,7 +54,7 @@ def compress(
     only_if_faster: bool = True,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool | None = None,
     timer: Timer | None = None,
 ) -> CompressionResult:
@@ -62,16 +63,17 @@ def compress(
     Args:
         model: the trained dense network; it is copied, and run but not traced (pattern ``"channel"`` traces it).
         recipe: `Pruning`, `Distillation` and `QAT` stages from ``fastcompress.recipes``, each with its time in epochs.
-            An empty list trains without any: the baseline, with everything else the same.
+            An empty list trains without any: the baseline, with everything else the same. Or the path of a YAML file
+            (`fastcompress.recipes.load_recipe`), whose settings hold where an argument is not given.
         train_data: batches: an iterable that can be iterated once an epoch (a DataLoader), or ``train_data(epoch)``. A
             batch is ``(x, y)`` with ``model(x)``, or a dict with ``model(**batch)``.
-        epochs: of the run.
+        epochs: of the run; needed, here or in the file.
         eval_fn: ``eval_fn(model)`` gives a score, higher is better.
         loss_fn: ``loss_fn(output, batch)`` gives the scalar to train on; by default cross-entropy on ``(x, y)``.
         optimizer: a function that makes one from a list of parameters; an optimizer on ``model.parameters()``, whose
             kind and groups are used; None is AdamW with learning rate 1e-3.
-        learning_rate: ``"cosine"`` (with a twentieth of warm-up), ``"constant"``, or a function from the progress, 0 to
-            1, to a factor of the optimizer's own rate.
+        learning_rate: ``"cosine"`` (with a twentieth of warm-up; the default), ``"constant"``, or a function from the
+            progress, 0 to 1, to a factor of the optimizer's own rate.
         max_drop: the most that the score may fall. If the recipe costs more, layers are relaxed one by one, the most
             sensitive first, with an epoch of training after each, until it holds; ``given_up`` says which.
         example_inputs: one batch like those of real use, at whose shapes layers are measured; by default the first
@@ -85,7 +87,7 @@ def compress(
         checkpoint_dir: where checkpoints are kept. A run that finds its own there goes on from it, to the same weights
             bit for bit (same machine and number of threads); one of another recipe is refused.
         checkpoint_every: optimizer steps between checkpoints, besides the one after each epoch.
-        seed: of the order of the data, and of everything random in the steps.
+        seed: of the order of the data, and of everything random in the steps; 0 by default.
         progress: show progress bars; by default when stderr is a terminal.
         timer: see `fastcompress.convert`.
 
@@ -114,9 +116,12 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress: model must be a torch.nn.Module, got {type(model).__name__}")
-    _check_numbers(epochs, checkpoint_every, max_drop, eval_fn)
-    stages = check_recipe(recipe, epochs)
-    data = TrainData(train_data, steps_per_epoch, seed)
+    given = RunSettings(epochs, learning_rate, max_drop, steps_per_epoch, autocast, clip_norm, checkpoint_every, seed)
+    stages, run = read_recipe(recipe, given)
+    epochs, learning_rate, seed = run.required()
+    if run.max_drop is not None and eval_fn is None:
+        raise ValueError("compress: max_drop is a drop of the score that eval_fn gives; pass eval_fn")
+    data = TrainData(train_data, run.steps_per_epoch, seed)
     settings = Settings(
         epochs,
         data,
@@ -124,10 +129,10 @@ def compress(
         eval_fn,
         forward_fn,
         learning_rate_factor(learning_rate),
-        autocast,
-        clip_norm,
+        run.autocast,
+        run.clip_norm,
         seed,
-        checkpoint_every,
+        run.checkpoint_every,
     )
     dense, work = copied(model, "compress").eval(), copied(model, "compress")
     source = OptimizerSource(optimizer, model, work)
@@ -137,8 +142,8 @@ def compress(
         "steps_per_epoch": data.steps_per_epoch,
         "optimizer": source.to_json(),
         "learning_rate": learning_rate if isinstance(learning_rate, str) else "a function",
-        "autocast": str(autocast),
-        "clip_norm": clip_norm,
+        "autocast": str(run.autocast),
+        "clip_norm": run.clip_norm,
         "seed": seed,
         "model": _fingerprint(model),
     }
@@ -166,9 +171,9 @@ def compress(
         result = replace(result, model=finished(trained))
         if eval_fn is not None:
             result = replace(result, dense_score=evaluate(dense, eval_fn), score=evaluate(result.model, eval_fn))
-        if max_drop is not None:
+        if run.max_drop is not None:
             retraining = Retraining(stages, settings, source, batch, progress)
-            result = within_budget(result, max_drop, retraining, finished)
+            result = within_budget(result, run.max_drop, retraining, finished)
     return result
 
 
@@ -218,19 +223,3 @@ def _fingerprint(model: nn.Module) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _check_numbers(epochs: object, every: object, max_drop: object, eval_fn: object) -> None:
-    for name, value in (("epochs", epochs), ("checkpoint_every", every)):
-        if value is None and name == "checkpoint_every":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"compress: {name} must be a positive whole number, got {value!r:.80}")
-    if max_drop is None:
-        return
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not math.isfinite(max_drop):
-        raise ValueError(f"compress: max_drop must be a finite number, got {max_drop!r:.80}")
-    if max_drop < 0:
-        raise ValueError(f"compress: max_drop must be zero or more, got {max_drop!r}")
-    if eval_fn is None:
-        raise ValueError("compress: max_drop is a drop of the score that eval_fn gives; pass eval_fn")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,10 +15,13 @@ from fastcompress.models.targets import Target
 from fastcompress.pruning import PrunerConfig
 from fastcompress.quantization import QATConfig
 
-__all__ = ["DENSE_TEACHER", "QAT", "Distillation", "Pruning", "Stage", "steps_of"]
+__all__ = ["DENSE_TEACHER", "QAT", "SELF_TEACHER", "Distillation", "Pruning", "Stage", "steps_of"]
 
 #: The teacher that is a frozen copy of the model as `compress` gets it.
 DENSE_TEACHER = "dense"
+
+#: In a recipe file, the teacher `SelfDistillation()`.
+SELF_TEACHER = "self"
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
@@ -81,6 +84,8 @@ class Pruning(Stage):
         check_times("Pruning", self.start, self.end)
         if self.rewind is not None:
             check_time("Pruning", "rewind", self.rewind)
+            if self.rewind > self.start:
+                raise ValueError(f"Pruning: rewind must not be after start={self.start:g}, got {self.rewind:g}")
         # Every other field is checked by the configuration that it becomes.
         checked = self.config(steps_per_epoch=1000, epochs=max(4.0, 2.0 * (self.end or self.start)))
         for name in ("targets", "ignore", "pattern", "sparsity"):
@@ -214,7 +219,7 @@ class Distillation(Stage):
     kind: ClassVar[str] = "distillation"
 
     teacher: nn.Module | SelfDistillation | str
-    losses: tuple[str | DistillationLoss, ...] = ("logits",)
+    losses: Sequence[str | DistillationLoss] = ("logits",)
     temperature: float = 4.0
     weight: float = 1.0
     task_weight: float = 1.0

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from fastcompress.models.calibrate import evaluating, run_batch
 from fastcompress.report import render
 from fastcompress.report.environment import environment
+from fastcompress.report.forms import channels_last_form, dense_forms, has_images, thread_count
 from fastcompress.report.measure import compare
 from fastcompress.report.size import size_bytes
 
@@ -115,60 +113,15 @@ class BenchmarkResult:
         return render.text(self)
 
 
-def _convert(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``change`` applied to every tensor of a batch."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _convert(item, change) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_convert(item, change) for item in value]
-    return value
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def _bf16(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-Form = tuple[str, bool, Callable[[], nn.Module], Any]
-
-
-def _forms(model: nn.Module, baseline: nn.Module, batch: Any, compiled: bool, bf16: bool) -> list[Form]:
+def _forms(
+    model: nn.Module, baseline: nn.Module, batch: Any, compiled: bool, bf16: bool
+) -> list[tuple[str, bool, Callable[[], nn.Module], Any]]:
     """All ways to run the two models: name, dense, a function that makes the model, its inputs."""
-    images = any(isinstance(module, nn.Conv2d) for module in baseline.modules())
-    last = _convert(batch, _channels_last) if images else batch
-
-    def form(source: nn.Module) -> nn.Module:
-        # torch's own type hints leave memory_format out.
-        return cast(Any, copy.deepcopy(source)).to(memory_format=torch.channels_last) if images else source
-
-    dtype = next((p.dtype for p in baseline.parameters() if p.is_floating_point()), torch.float32)
-    label = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype))
-    forms: list[Form] = [(f"{label} eager", True, lambda: baseline, batch)]
-    if images:
-        forms.append((f"{label} channels-last", True, lambda: form(baseline), last))
-    if compiled:
-        forms.append((f"{label} compiled", True, lambda: cast(nn.Module, torch.compile(form(baseline))), last))
-    if bf16 and dtype == torch.float32:
-        forms.append(("bf16", True, lambda: copy.deepcopy(form(baseline)).to(torch.bfloat16), _convert(last, _bf16)))
+    forms = [(name, True, make, inputs(batch)) for name, make, inputs in dense_forms(baseline, compiled, bf16)]
     forms.append(("compressed", False, lambda: model, batch))
-    if images:
-        forms.append(("compressed channels-last", False, lambda: form(model), last))
+    if has_images(baseline):
+        name, make, inputs = channels_last_form("compressed channels-last", model)
+        forms.append((name, False, make, inputs(batch)))
     return forms
 
 
@@ -216,7 +169,7 @@ def benchmark(
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}
     forms = _forms(model, baseline, example_inputs, compiled, bf16)
-    with _threads(threads), evaluating(model), evaluating(baseline):
+    with thread_count(threads), evaluating(model), evaluating(baseline):
         for name, _, make, inputs in forms:
             try:
                 module = make()

@@ -126,12 +126,15 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     place = str(tmp_path / "store")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=_other_rank, args=(place, results))
+    process = context.Process(target=_other_rank, args=(place, results), daemon=True)
     process.start()
-    found = [_rank(0, place)]
-    found.append({name: torch.from_numpy(value) for name, value in results.get(timeout=60).items()})
-    process.join()
-    assert process.exitcode == 0
+    try:
+        found = [_rank(0, place)]
+        found.append({name: torch.from_numpy(value) for name, value in results.get(timeout=60).items()})
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
 
     student = ConvNet(4, 1).eval()
     distiller = Distiller(ConvNet(8, 0), LOSSES).bind(student, images(count=8))

@@ -1,0 +1,159 @@
+"""A run that is killed at any step goes on to the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastcompress as fc
+from fastcompress.errors import CheckpointError, TrainingDiverged
+
+from .small import Killed, fragile, full_recipe, loader, network, same_state
+
+EPOCHS, STEPS = 3, 6
+
+
+def _run(directory: Path | None, dies_at: int = -1, **changes: Any) -> fc.recipes.CompressionResult:
+    options: dict[str, Any] = {"epochs": EPOCHS, "progress": False, "checkpoint_dir": directory, "convert": False}
+    options |= {"eval_fn": lambda model: float(model(torch.ones(1, 1, 8, 8))[0, 0])}
+    kinds = {key: changes.pop(key) for key in ("own_generator", "augmented") if key in changes}
+    recipe = changes.pop("recipe", None) or full_recipe()
+    model = changes.pop("model", None) or network(dropout=0.2)
+    return fc.compress(model, recipe, fragile(loader(**kinds), dies_at), **{**options, **changes})
+
+
+@pytest.mark.parametrize("every", [None, 1, 4])
+@pytest.mark.parametrize("dies_at", [0, 1, 5, 6, 8, 16, 17])
+def test_killed_at_a_step(tmp_path: Path, dies_at: int, every: int | None) -> None:
+    whole = _run(None)
+    with pytest.raises(Killed):
+        _run(tmp_path, dies_at, checkpoint_every=every)
+    result = _run(tmp_path, checkpoint_every=every)
+    assert same_state(whole.trained, result.trained)
+    plain = [{**row, "seconds": 0} for row in whole.history.to_json()]
+    assert plain == [{**row, "seconds": 0} for row in result.history.to_json()]
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_killed_twice_with_shuffling_and_random_collation(tmp_path: Path, own_generator: bool) -> None:
+    whole = _run(None, own_generator=own_generator)
+    for dies_at in (4, 10):
+        with pytest.raises(Killed):
+            _run(tmp_path, dies_at, checkpoint_every=3, own_generator=own_generator)
+    assert same_state(whole.trained, _run(tmp_path, own_generator=own_generator, checkpoint_every=3).trained)
+
+
+@pytest.mark.parametrize("dies_at", [3, 6, 9, 15])
+def test_killed_before_and_after_channels_are_removed(tmp_path: Path, dies_at: int) -> None:
+    pytest.importorskip("torch_pruning")
+    recipe = [
+        fc.recipes.Pruning(0.5, pattern="channel", end=1, frequency=2, round_to=4),
+        fc.recipes.Distillation("dense"),
+        fc.recipes.QAT("W8A8", start=2),
+    ]
+    whole = _run(None, recipe=recipe)
+    with pytest.raises(Killed):
+        _run(tmp_path, dies_at, recipe=recipe, checkpoint_every=2)
+    result = _run(tmp_path, recipe=recipe, checkpoint_every=2)
+    assert same_state(whole.trained, result.trained)
+    layer: Any = result.trained.get_submodule("0")
+    assert layer.out_channels == 8
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = _run(tmp_path)
+    again = _run(tmp_path, dies_at=1)  # would raise if more were drawn than the example batch
+    assert same_state(first.trained, again.trained)
+    assert len(again.history) == EPOCHS
+
+
+def test_the_callers_model_and_random_numbers_are_untouched(tmp_path: Path) -> None:
+    model = network()
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    _run(tmp_path, model=model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"epochs": 4}, "epochs was 3 and is 4"),
+        ({"recipe": [fc.recipes.Pruning(0.5, pattern="4x4", end=2, frequency=2)]}, "stages"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "optimizer.kind was 'AdamW' and is 'SGD'"),
+        ({"autocast": torch.bfloat16}, "autocast"),
+        ({"model": network(0.2)[:9].append(torch.nn.Linear(16, 4))}, "model was"),
+    ],
+)
+def test_another_recipe_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    with pytest.raises(Killed):
+        _run(tmp_path, 8)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="belongs to another run") as caught:
+        _run(tmp_path, **change)
+    assert named in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_a_cut_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        _run(tmp_path, 8)
+    path = tmp_path / "last.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"last\.pt: not a readable checkpoint"):
+        _run(tmp_path)
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    def spoiled(output: Any, batch: Any) -> torch.Tensor:
+        spoiled.calls += 1  # type: ignore[attr-defined]
+        loss = torch.nn.functional.cross_entropy(output, batch[1])
+        return loss * float("nan") if spoiled.calls == 9 else loss  # type: ignore[attr-defined]
+
+    spoiled.calls = 0  # type: ignore[attr-defined]
+    recipe = [fc.recipes.Pruning(0.5, pattern="4x4", end=2, frequency=2)]
+    with pytest.raises(TrainingDiverged, match=r"loss is nan at step 9 \(epoch 2") as caught:
+        _run(tmp_path, recipe=recipe, loss_fn=spoiled, checkpoint_every=4)
+    assert str(tmp_path / "last.pt") in str(caught.value)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["step"] == 8
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+_SCRIPT = """
+import os, signal, sys
+import fastcompress as fc
+from tests.recipes.small import full_recipe, loader, network
+
+class Data:
+    def __init__(self): self.data, self.count = loader(), 0
+    def __len__(self): return len(self.data)
+    @property
+    def generator(self): return self.data.generator
+    def __iter__(self):
+        for batch in self.data:
+            self.count += 1
+            if self.count == 11: os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+fc.compress(network(0.2), full_recipe(), Data(), epochs=3, checkpoint_dir=sys.argv[1], checkpoint_every=2,
+            convert=False, eval_fn=lambda m: 0.0, progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_process_that_is_really_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, str(tmp_path)], env=environment, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    result = _run(tmp_path, eval_fn=lambda model: 0.0, checkpoint_every=2)
+    assert same_state(result.trained, _run(None, eval_fn=lambda model: 0.0).trained)
