@@ -90,8 +90,10 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast the convolution gives bfloat16: normalizing in float32 is more exact, and on CPUs faster.
-        x = self.norm(self.conv(x).float())
-        return x if self.relu is None else self.relu(x)
+        # A network that is bfloat16 itself stays so, or it could not be timed as a dense form.
+        y = self.conv(x)
+        y = self.norm(y.float() if x.dtype == torch.float32 else y)
+        return y if self.relu is None else self.relu(y)
 
 
 class Residual(nn.Module):

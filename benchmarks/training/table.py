@@ -181,10 +181,17 @@ def finish(lab: Lab, rows: Sequence[Row], compiled: bool) -> list[dict[str, Any]
     return lines
 
 
-def latency(model: nn.Module, dense: nn.Module, x: Tensor, compiled: bool) -> dict[str, float]:
-    """Milliseconds: the network, torch fp32 eager, and the strongest dense form; all in turn."""
+def latency(model: nn.Module, dense: nn.Module, x: Tensor, compiled: bool, min_time_s: float = 0.5) -> dict[str, float]:
+    """Milliseconds: the network, torch fp32 eager, and the strongest dense form; all in turn.
+
+    Raises:
+        RuntimeError: a form does not run.
+    """
     x = x.contiguous(memory_format=torch.channels_last)
-    seen = fc.benchmark(model, dense, x, compiled=compiled, min_time_s=0.5)
+    seen = fc.benchmark(model, dense, x, compiled=compiled, min_time_s=min_time_s)
+    silent = [f"{row.name} ({row.note})" for row in seen.rows if row.seconds is None]
+    if silent:  # a missing dense form would flatter every network
+        raise RuntimeError(f"latency: {', '.join(silent)} did not run, so the strongest dense form is not known")
     times = {row.name: row.seconds * 1e3 for row in seen.rows if row.seconds is not None}
     strongest = seen.strongest_dense
     assert strongest.seconds is not None

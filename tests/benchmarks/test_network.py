@@ -87,3 +87,19 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     assert not model.stem.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_normalizes_in_float32_under_autocast_and_runs_in_bfloat16() -> None:
+    model, images = ResidualCNN().eval(), torch.randn(2, 1, 28, 28)
+    seen: list[torch.dtype] = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(images)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    with torch.no_grad():
+        scores = model.to(torch.bfloat16)(images.bfloat16())
+    assert scores.dtype == torch.bfloat16
+    assert set(seen) == {torch.bfloat16}

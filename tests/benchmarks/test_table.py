@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from benchmarks.training import rows as rows_module
 from benchmarks.training.augment import Normalizer
@@ -14,7 +15,7 @@ from benchmarks.training.data import Split
 from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
 from benchmarks.training.rows import ROWS, fine_tuning, row_named
 from benchmarks.training.summary import ALONE, DISTILLED, FULL, SPARSEST, goals, markdown
-from benchmarks.training.table import Batches, Lab
+from benchmarks.training.table import Batches, Lab, latency
 from fastcompress.pruning import masked, sparsity_of
 from fastcompress.quantization import fake_quantized
 
@@ -102,3 +103,20 @@ def test_the_summary_keeps_losses() -> None:
     text = markdown(_report())
     assert f"| {FULL} | 3 | 94.10 ± 0.10 | 0.10 | 1.00 (3.0×, 5.0×) | 1.00 (3.0×, 4.0×) |" in text
     assert "4.00× | **missed** |" in text
+
+
+def test_times_every_dense_form_or_none(lab: Lab) -> None:
+    seen = latency(lab.dense, lab.dense, torch.randn(2, 1, 28, 28), compiled=False, min_time_s=0.001)
+    assert {"fp32 eager", "fp32 channels-last", "bf16"} <= set(seen)
+    assert seen["strongest dense"] == min(seen[name] for name in ("fp32 eager", "fp32 channels-last", "bf16"))
+
+    class Float32Only(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.float())
+
+    with pytest.raises(RuntimeError, match=r"latency: bf16 \(RuntimeError: .*did not run"):
+        latency(lab.dense, Float32Only(), torch.randn(2, 1, 28, 28), compiled=False, min_time_s=0.001)
