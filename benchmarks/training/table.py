@@ -5,7 +5,7 @@
 
 Training may share the machine with other work; ``finish`` measures, so nothing else may run. Every row starts from the
 one dense network in ``benchmarks/results/training``, students from nothing. 5,000 training images are set aside, on
-which the settings were chosen; the test images are used by ``finish`` only.
+which settings are to be chosen; the test images are used by ``finish`` only.
 """
 
 from __future__ import annotations
