@@ -75,6 +75,22 @@ def test_the_teacher_runs_in_eval_mode() -> None:
     assert parts["logits"].item() == LogitsLoss()(student(x), copy.deepcopy(teacher).eval()(x)).item()
 
 
+def test_a_teacher_that_draws_random_numbers_leaves_the_students_alone() -> None:
+    class Noisy(ConvNet):
+        """Adds noise in eval mode too."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    teacher, student = Noisy(8, 0), ConvNet(4, 1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    distiller = Distiller(teacher).bind(student, images())
+    assert torch.equal(torch.get_rng_state(), before)
+    step(distiller, student.eval(), images())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_distilled_student_learns_the_teacher() -> None:
     teacher, student, x = ConvNet(8, 0).eval(), ConvNet(4, 1), images(count=16)
     student.dropout.p = 0.0
