@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,19 +14,22 @@ from fastcompress.api import convert as finish_layers
 from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.copying import copied
 from fastcompress.models.speed import Timer
+from fastcompress.report.measure import compare
 
+from .arguments import check_numbers, check_options, fingerprint
 from .checkpoint import Checkpoints
 from .data import LossFn, TrainData, cross_entropy
 from .history import History
 from .loop import EvalFn, Settings, evaluate, run_phase
 from .optimizers import LearningRate, OptimizerFactory, OptimizerSource, learning_rate_factor
+from .processes import first_timer, world_size
 from .progress import Progress
-from .recipe import check_recipe, phases_of
+from .recipe import check_recipe, check_steps, phases_of
 from .result import CompressionResult
 from .search import Retraining, within_budget
 from .seeding import own_random_numbers
 from .session import Session
-from .stages import Stage
+from .stages import Distillation, Stage
 from .yaml_file import load_recipe
 
 __all__ = ["compress"]
@@ -125,9 +126,13 @@ def compress(
         clip_norm = given.get("clip_norm") if clip_norm is None else clip_norm
         seed = given.get("seed") if seed is None else seed
     learning_rate, seed = learning_rate or "cosine", seed or 0
-    epochs = _check_numbers(epochs, checkpoint_every, max_drop, eval_fn)
+    epochs = check_numbers(epochs, checkpoint_every, max_drop, eval_fn)
     stages = check_recipe(recipe, epochs)
-    data = TrainData(train_data, steps_per_epoch, seed)
+    check_options(seed=seed, autocast=autocast, clip_norm=clip_norm, loss_fn=loss_fn, eval_fn=eval_fn)
+    source = OptimizerSource(optimizer, model)
+    with own_random_numbers():
+        data = TrainData(train_data, steps_per_epoch, seed)
+    check_steps(stages, data.steps_per_epoch, epochs)
     settings = Settings(
         epochs,
         data,
@@ -141,37 +146,39 @@ def compress(
         checkpoint_every,
     )
     dense, work = copied(model, "compress").eval(), copied(model, "compress")
-    source = OptimizerSource(optimizer, model, work)
+    with own_random_numbers():
+        optimizer_settings = source.to_json(work)
     described = {
         "stages": [stage.to_json() for stage in stages],
         "epochs": epochs,
         "steps_per_epoch": data.steps_per_epoch,
-        "optimizer": source.to_json(),
+        "optimizer": optimizer_settings,
         "learning_rate": learning_rate if isinstance(learning_rate, str) else "a function",
         "autocast": str(autocast),
         "clip_norm": clip_norm,
         "seed": seed,
-        "model": _fingerprint(model),
+        "model": fingerprint(model),
     }
+    identity = {**described, "teachers": _teachers(stages), "processes": world_size()}
     with own_random_numbers():
         batch = data.first_batch()
         example = batch if example_inputs is None else example_inputs
         history = History()
         with Progress(epochs, progress) as bar:
-            checkpoints = Checkpoints(checkpoint_dir, described)
+            checkpoints = Checkpoints(checkpoint_dir, identity)
             trained = _train(work, dense, stages, settings, source, checkpoints, batch, history, bar)
         result = CompressionResult(trained, trained, dense, history, None, None, example, described)
 
         def finished(source_model: nn.Module) -> nn.Module:
             if not convert:
-                return source_model
+                return source_model.eval()
             return finish_layers(
                 source_model,
                 example_inputs=example,
                 forward_fn=forward_fn,
                 only_if_faster=only_if_faster,
                 progress=progress,
-                timer=timer,
+                timer=first_timer(timer or compare),
             ).eval()
 
         result = replace(result, model=finished(trained))
@@ -213,7 +220,7 @@ def _train(
             session.load_state_dict(state["session"])
         else:
             here = saved if saved is not None and saved["phase"] == number else None
-            optimizer = source.make(session.parameters())
+            optimizer = source.make(session.parameters(), session.model)
             state = run_phase(session, number, optimizer, settings, checkpoints, history, bar, here)
             if number + 1 < len(phases):
                 checkpoints.save_phase(number, state)
@@ -221,28 +228,10 @@ def _train(
     return model
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """A digest of the names, shapes and values that training starts from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_numbers(epochs: object, every: object, max_drop: object, eval_fn: object) -> int:
-    for name, value in (("epochs", epochs), ("checkpoint_every", every)):
-        if value is None and name == "checkpoint_every":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"compress: {name} must be a positive whole number, got {value!r:.80}")
-    if max_drop is None:
-        return cast(int, epochs)
-    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not math.isfinite(max_drop):
-        raise ValueError(f"compress: max_drop must be a finite number, got {max_drop!r:.80}")
-    if max_drop < 0:
-        raise ValueError(f"compress: max_drop must be zero or more, got {max_drop!r}")
-    if eval_fn is None:
-        raise ValueError("compress: max_drop is a drop of the score that eval_fn gives; pass eval_fn")
-    return cast(int, epochs)
+def _teachers(stages: tuple[Stage, ...]) -> list[str]:
+    """Digests of the networks that teach."""
+    return [
+        fingerprint(stage.teacher)
+        for stage in stages
+        if isinstance(stage, Distillation) and isinstance(stage.teacher, nn.Module)
+    ]
