@@ -85,8 +85,14 @@ class Session:
     def _pruner(self, stage: Pruning, example_batch: Any, forward_fn: ForwardFn | None) -> Pruner:
         config = stage.config(self._steps_per_epoch, self._epochs)
         if self._first > 0:
-            start, end = max(0, config.start_step - self._first), config.end_step
-            config = config.replace(start_step=start, end_step=None if end is None else max(start, end - self._first))
+            # The pruner counts from the start of its phase; scores of gradients need one step of it.
+            start = max(int(stage.needs_gradients), config.start_step - self._first)
+            end, rewind = config.end_step, config.rewind_step
+            config = config.replace(
+                start_step=start,
+                end_step=None if end is None else max(start, end - self._first),
+                rewind_step=None if rewind is None else max(0, rewind - self._first),
+            )
         if stage.pattern == "channel":
             return Pruner(self.model, config, example_inputs=example_batch, forward_fn=forward_fn)
         return Pruner(self.model, config)
