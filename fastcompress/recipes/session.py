@@ -128,7 +128,7 @@ class Session:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Run the model's forward pass of a step inside this block."""
-        if self.distiller is None or not self._distilling:
+        if self.distiller is None or not self.distilling:
             yield
             return
         with self.distiller.watching():
@@ -136,14 +136,15 @@ class Session:
 
     def loss(self, task: Tensor, batch: Any, output: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to train on, and its parts by name: ``"task"`` and, while a teacher teaches, its losses."""
-        if self.distiller is None or self._stage is None or not self._distilling:
+        if self.distiller is None or self._stage is None or not self.distilling:
             return task, {"task": task.detach()}
         taught = self.distiller.loss(self.model, batch, output)
         total = self._stage.task_weight * task + self._stage.weight * taught["total"]
         return total, {"task": task.detach(), **{n: v.detach() for n, v in taught.items() if n != "total"}}
 
     @property
-    def _distilling(self) -> bool:
+    def distilling(self) -> bool:
+        """Whether the teacher teaches in the step of the last `before_step`."""
         stage = self._stage
         if stage is None:
             return False
@@ -152,14 +153,14 @@ class Session:
 
     def before_update(self) -> None:
         """After ``backward``: what DistributedDataParallel does not see is averaged over the processes."""
-        if self.distiller is not None and self._distilling:
+        if self.distiller is not None and self.distilling:
             self.distiller.average_gradients()
 
     def after_step(self) -> None:
         """After ``optimizer.step``."""
         for pruner in self.pruners:
             pruner.step()
-        if self.distiller is not None and self._distilling:
+        if self.distiller is not None and self.distilling:
             self.distiller.update(self.model)
 
     @property
