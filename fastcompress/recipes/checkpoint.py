@@ -31,6 +31,8 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path | None, identity: Mapping[str, Any]) -> None:
         self._directory = None if directory is None else Path(directory)
+        if self._directory is not None and self._directory.exists() and not self._directory.is_dir():
+            raise ValueError(f"compress: checkpoint_dir must be a directory, and {self._directory} is a file")
         self._identity = json.loads(json.dumps(identity, default=str))
         if self._directory is not None and is_first():
             self._directory.mkdir(parents=True, exist_ok=True)

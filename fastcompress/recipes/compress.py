@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +14,23 @@ from fastcompress.api import convert as finish_layers
 from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.copying import copied
 from fastcompress.models.speed import Timer
+from fastcompress.report.measure import compare
 
+from .arguments import check_functions, fingerprint
 from .checkpoint import Checkpoints
 from .data import LossFn, TrainData, cross_entropy
 from .history import History
 from .loop import EvalFn, Settings, evaluate, run_phase
 from .optimizers import LearningRate, OptimizerFactory, OptimizerSource, learning_rate_factor
+from .processes import first_timer, world_size
 from .progress import Progress
-from .recipe import phases_of
+from .recipe import check_steps, phases_of
 from .result import CompressionResult
 from .run_settings import RunSettings
 from .search import Retraining, within_budget
 from .seeding import own_random_numbers
 from .session import Session
-from .stages import Stage
+from .stages import Distillation, Stage
 from .yaml_file import RecipeFile, read_recipe
 
 __all__ = ["compress"]
@@ -121,7 +123,11 @@ def compress(
     epochs, learning_rate, seed = run.required()
     if run.max_drop is not None and eval_fn is None:
         raise ValueError("compress: max_drop is a drop of the score that eval_fn gives; pass eval_fn")
-    data = TrainData(train_data, run.steps_per_epoch, seed)
+    check_functions(loss_fn=loss_fn, eval_fn=eval_fn, forward_fn=forward_fn)
+    source = OptimizerSource(optimizer, model)
+    with own_random_numbers():
+        data = TrainData(train_data, run.steps_per_epoch, seed)
+    check_steps(stages, data.steps_per_epoch, epochs)
     settings = Settings(
         epochs,
         data,
@@ -135,37 +141,39 @@ def compress(
         run.checkpoint_every,
     )
     dense, work = copied(model, "compress").eval(), copied(model, "compress")
-    source = OptimizerSource(optimizer, model, work)
+    with own_random_numbers():
+        optimizer_settings = source.to_json(work)
     described = {
         "stages": [stage.to_json() for stage in stages],
         "epochs": epochs,
         "steps_per_epoch": data.steps_per_epoch,
-        "optimizer": source.to_json(),
+        "optimizer": optimizer_settings,
         "learning_rate": learning_rate if isinstance(learning_rate, str) else "a function",
         "autocast": str(run.autocast),
         "clip_norm": run.clip_norm,
         "seed": seed,
-        "model": _fingerprint(model),
+        "model": fingerprint(model),
     }
+    identity = {**described, "teachers": _teachers(stages), "processes": world_size()}
     with own_random_numbers():
         batch = data.first_batch()
         example = batch if example_inputs is None else example_inputs
         history = History()
         with Progress(epochs, progress) as bar:
-            checkpoints = Checkpoints(checkpoint_dir, described)
+            checkpoints = Checkpoints(checkpoint_dir, identity)
             trained = _train(work, dense, stages, settings, source, checkpoints, batch, history, bar)
         result = CompressionResult(trained, trained, dense, history, None, None, example, described)
 
         def finished(source_model: nn.Module) -> nn.Module:
             if not convert:
-                return source_model
+                return source_model.eval()
             return finish_layers(
                 source_model,
                 example_inputs=example,
                 forward_fn=forward_fn,
                 only_if_faster=only_if_faster,
                 progress=progress,
-                timer=timer,
+                timer=first_timer(timer or compare),
             ).eval()
 
         result = replace(result, model=finished(trained))
@@ -207,7 +215,7 @@ def _train(
             session.load_state_dict(state["session"])
         else:
             here = saved if saved is not None and saved["phase"] == number else None
-            optimizer = source.make(session.parameters())
+            optimizer = source.make(session.parameters(), session.model)
             state = run_phase(session, number, optimizer, settings, checkpoints, history, bar, here)
             if number + 1 < len(phases):
                 checkpoints.save_phase(number, state)
@@ -215,11 +223,10 @@ def _train(
     return model
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """A digest of the names, shapes and values that training starts from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _teachers(stages: tuple[Stage, ...]) -> list[str]:
+    """Digests of the networks that teach."""
+    return [
+        fingerprint(stage.teacher)
+        for stage in stages
+        if isinstance(stage, Distillation) and isinstance(stage.teacher, nn.Module)
+    ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from .checkpoint import Checkpoints
 from .data import LossFn, TrainData
 from .history import EpochRow, History
 from .optimizers import LearningRate, set_rate
-from .processes import wrapped
+from .processes import averaged, everywhere, from_first, share_buffers, wrapped
 from .progress import Progress
 from .seeding import seed_step
 from .session import Session
@@ -46,10 +48,10 @@ class Settings:
 
 
 def evaluate(model: nn.Module, eval_fn: EvalFn) -> float:
-    """The model's score; its mode is left as it was.
+    """The model's score; its mode is left as it was. With several processes it is what the first one found.
 
     Raises:
-        TypeError: ``eval_fn`` returned no number.
+        TypeError, ValueError: ``eval_fn`` returned no number.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -61,9 +63,11 @@ def evaluate(model: nn.Module, eval_fn: EvalFn) -> float:
             module.training = mode
     if isinstance(score, Tensor) and score.numel() == 1:
         score = score.item()
-    if isinstance(score, bool) or not isinstance(score, (int, float)):
+    if isinstance(score, bool) or not isinstance(score, Real):
         raise TypeError(f"compress: eval_fn must return a number, higher is better, got {type(score).__name__}")
-    return float(score)
+    if math.isnan(score):
+        raise ValueError("compress: eval_fn returned NaN, which cannot be compared; return a number, higher is better")
+    return from_first([float(score)])[0]
 
 
 class _PhaseLoop:
@@ -85,6 +89,8 @@ class _PhaseLoop:
         self.step = round(session.phase.start) * self.steps_per_epoch
         self.sums: dict[str, float] = {}
         self.forward = wrapped(session.model)
+        self.parameters = list(session.parameters())
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -129,24 +135,30 @@ class _PhaseLoop:
             self.step = step + 1
             every = settings.checkpoint_every
             if every is not None and self.step % every == 0 and self.step != last:
-                self.checkpoints.save(self.state())
+                self.sums = averaged(self.sums)
+                self._save()
         self._close_epoch(epoch, time.perf_counter() - began)
 
     def _train(self, step: int, batch: Any) -> None:
         settings, session = self.settings, self.session
         set_rate(self.optimizer, settings.rate(step / (settings.epochs * self.steps_per_epoch)))
         session.before_step(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # also those that the optimizer leaves out
+            parameter.grad = None
         with self._autocast(), session.watching():
             output = run_batch(self.forward, batch, settings.forward_fn, function="compress")
-            total, parts = session.loss(settings.loss_fn(output, batch), batch, output)
+            total, parts = session.loss(_checked(settings.loss_fn(output, batch)), batch, output)
         value = float(total.detach())
-        if not value - value == 0.0:  # NaN or infinite
-            raise TrainingDiverged(self._diverged(step, value, parts))
+        # All processes stop together, or the others would wait for this one's gradients.
+        if not everywhere(math.isfinite(value)):
+            raise TrainingDiverged(self._diverged(f"the loss is {value}", step, parts))
         total.backward()  # type: ignore[no-untyped-call]
         session.before_update()
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        if not everywhere(math.isfinite(norm)):
+            raise TrainingDiverged(self._diverged(f"the gradient's norm is {float(norm)}", step, parts))
         if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(list(session.parameters()), settings.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.trained, settings.clip_norm, norm)
         self.optimizer.step()
         session.after_step()
         for name, part in {**parts, "total": total.detach()}.items():
@@ -159,24 +171,50 @@ class _PhaseLoop:
         device = next(self.session.model.parameters()).device.type
         return torch.autocast(device, dtype=self.settings.autocast)
 
-    def _diverged(self, step: int, value: float, parts: dict[str, Tensor]) -> str:
+    def _save(self) -> None:
+        """Write a checkpoint, unless the last update has left weights that nothing can go on from."""
+        finite = all(bool(torch.isfinite(p.detach()).all()) for p in self.trained if p.is_floating_point())
+        if not everywhere(finite):
+            raise TrainingDiverged(
+                f"compress: weights are NaN or infinite after step {self.step}; {self._kept()}. Use a smaller learning "
+                "rate, or clip_norm=1.0"
+            )
+        self.checkpoints.save(self.state())
+
+    def _diverged(self, what: str, step: int, parts: dict[str, Tensor]) -> str:
         listed = ", ".join(f"{name} {float(part):g}" for name, part in parts.items())
-        path = self.checkpoints.last_path
-        kept = "there is no checkpoint (checkpoint_dir)" if path is None else f"the last good checkpoint is {path}"
         return (
-            f"compress: the loss is {value} at step {step + 1} (epoch {step // self.steps_per_epoch + 1}; {listed}); "
-            f"the weights were not changed by this step, and {kept}. Use a smaller learning rate, or clip_norm=1.0"
+            f"compress: {what} at step {step + 1} (epoch {step // self.steps_per_epoch + 1}; {listed}); the weights "
+            f"were not changed by this step, and {self._kept()}. Use a smaller learning rate, or clip_norm=1.0"
         )
+
+    def _kept(self) -> str:
+        path = self.checkpoints.last_path
+        return "there is no checkpoint (checkpoint_dir)" if path is None else f"the last good checkpoint is {path}"
 
     def _close_epoch(self, epoch: int, seconds: float) -> None:
         eval_fn = self.settings.eval_fn
+        share_buffers(self.session.model)
         score = None if eval_fn is None else evaluate(self.session.model, eval_fn)
-        losses = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
+        losses = {name: total / self.steps_per_epoch for name, total in averaged(self.sums).items()}
+        (seconds,) = from_first([seconds])
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.history.rows.append(EpochRow(epoch + 1, self.step, losses, self.session.sparsity, score, rate, seconds))
         self.progress.end(self.history.rows[-1])
         self.sums = {}
-        self.checkpoints.save(self.state())
+        self._save()
+
+
+def _checked(loss: Any) -> Tensor:
+    """What ``loss_fn`` returned, if it can be trained on."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"compress: loss_fn must return a tensor with one element, got {got}; take the mean")
+    if not loss.requires_grad:
+        raise ValueError(
+            "compress: the loss has no gradient; compute it from the model's output, without detach, item or no_grad"
+        )
+    return loss
 
 
 def run_phase(

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .stages import QAT, Distillation, Pruning, Stage
+from .stages import QAT, Distillation, Pruning, Stage, steps_of
 
-__all__ = ["Phase", "check_recipe", "phases_of"]
+__all__ = ["Phase", "check_recipe", "check_steps", "phases_of"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,25 @@ def check_recipe(stages: Stage | Iterable[Stage], epochs: float) -> tuple[Stage,
     _check_single(listed)
     _check_channels(listed, epochs)
     return listed
+
+
+def check_steps(stages: Iterable[Stage], steps_per_epoch: int, epochs: float) -> None:
+    """Raise where a stage would have no step, once it is known how many steps there are.
+
+    Raises:
+        ValueError: see above.
+    """
+    total = steps_of(epochs, steps_per_epoch)
+    for stage in stages:
+        if not isinstance(stage, (QAT, Distillation)):
+            continue
+        end = stage.end if isinstance(stage, Distillation) and stage.end is not None else epochs
+        first, last = steps_of(stage.start, steps_per_epoch), min(total, steps_of(end, steps_per_epoch))
+        if first >= last:
+            raise ValueError(
+                f"compress: {type(stage).__name__} from epoch {stage.start:g} to {min(end, epochs):g} has no optimizer "
+                f"step, as an epoch has {steps_per_epoch}; start it earlier"
+            )
 
 
 def phases_of(stages: tuple[Stage, ...], epochs: float) -> tuple[Phase, ...]:
@@ -106,4 +125,9 @@ def _check_channels(stages: tuple[Stage, ...], epochs: float) -> None:
                 f"compress: {type(stage).__name__} starts at epoch {stage.start:g}, but pattern 'channel' removes "
                 f"channels until {cut:g}, and masks and fake quantization cannot be on layers that change their shape; "
                 f"start it at {cut:g} or later"
+            )
+        if stage is not channels[0] and isinstance(stage, Pruning) and stage.rewind is not None and stage.rewind < cut:
+            raise ValueError(
+                f"compress: Pruning: rewind={stage.rewind:g} goes back to weights from before pattern 'channel' has "
+                f"removed channels at epoch {cut:g}; rewind to {cut:g} or later"
             )

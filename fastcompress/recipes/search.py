@@ -55,7 +55,7 @@ class Retraining:
         steps = settings.data.steps_per_epoch
         phase = Phase(start, start + 1, teaching)
         session = Session(model, phase, steps, start + 1, self.batch, forward_fn=settings.forward_fn, dense=dense)
-        optimizer = self.source.make(session.parameters())
+        optimizer = self.source.make(session.parameters(), session.model)
         again = replace(settings, epochs=start + 1, rate=lambda progress: _RATE)
         with Progress(start + 1, self.progress) as bar:
             run_phase(session, 0, optimizer, again, Checkpoints(None, {}), history, bar, None)

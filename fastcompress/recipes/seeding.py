@@ -41,14 +41,17 @@ def seed_step(seed: int, step: int) -> None:
 
 def start_epoch(seed: int, epoch: int, loader: Any) -> None:
     """Before a loader is iterated: the same order in every process, another one in every epoch."""
-    _seed_all(_mixed(seed, 0, -1 - epoch & _MASK))
-    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
-        if sampler is not None and hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-    for holder in (loader, getattr(loader, "sampler", None)):
+    value = _mixed(seed, 0, -1 - epoch & _MASK)
+    _seed_all(value)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = getattr(batch_sampler, "sampler", None)
+    holders: tuple[Any, ...] = (loader, getattr(loader, "sampler", None), batch_sampler, inner)
+    for holder in holders:
+        if hasattr(holder, "set_epoch"):
+            holder.set_epoch(epoch)
         generator = getattr(holder, "generator", None)
         if isinstance(generator, torch.Generator):
-            generator.manual_seed(_mixed(seed, 0, -1 - epoch & _MASK))
+            generator.manual_seed(value)
 
 
 @contextmanager

@@ -85,8 +85,14 @@ class Session:
     def _pruner(self, stage: Pruning, example_batch: Any, forward_fn: ForwardFn | None) -> Pruner:
         config = stage.config(self._steps_per_epoch, self._epochs)
         if self._first > 0:
-            start, end = max(0, config.start_step - self._first), config.end_step
-            config = config.replace(start_step=start, end_step=None if end is None else max(start, end - self._first))
+            # The pruner counts from the start of its phase; scores of gradients need one step of it.
+            start = max(int(stage.needs_gradients), config.start_step - self._first)
+            end, rewind = config.end_step, config.rewind_step
+            config = config.replace(
+                start_step=start,
+                end_step=None if end is None else max(start, end - self._first),
+                rewind_step=None if rewind is None else max(0, rewind - self._first),
+            )
         if stage.pattern == "channel":
             return Pruner(self.model, config, example_inputs=example_batch, forward_fn=forward_fn)
         return Pruner(self.model, config)
@@ -122,7 +128,7 @@ class Session:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Run the model's forward pass of a step inside this block."""
-        if self.distiller is None or not self._distilling:
+        if self.distiller is None or not self.distilling:
             yield
             return
         with self.distiller.watching():
@@ -130,14 +136,15 @@ class Session:
 
     def loss(self, task: Tensor, batch: Any, output: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to train on, and its parts by name: ``"task"`` and, while a teacher teaches, its losses."""
-        if self.distiller is None or self._stage is None or not self._distilling:
+        if self.distiller is None or self._stage is None or not self.distilling:
             return task, {"task": task.detach()}
         taught = self.distiller.loss(self.model, batch, output)
         total = self._stage.task_weight * task + self._stage.weight * taught["total"]
         return total, {"task": task.detach(), **{n: v.detach() for n, v in taught.items() if n != "total"}}
 
     @property
-    def _distilling(self) -> bool:
+    def distilling(self) -> bool:
+        """Whether the teacher teaches in the step of the last `before_step`."""
         stage = self._stage
         if stage is None:
             return False
@@ -146,14 +153,14 @@ class Session:
 
     def before_update(self) -> None:
         """After ``backward``: what DistributedDataParallel does not see is averaged over the processes."""
-        if self.distiller is not None and self._distilling:
+        if self.distiller is not None and self.distilling:
             self.distiller.average_gradients()
 
     def after_step(self) -> None:
         """After ``optimizer.step``."""
         for pruner in self.pruners:
             pruner.step()
-        if self.distiller is not None and self._distilling:
+        if self.distiller is not None and self.distilling:
             self.distiller.update(self.model)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -91,6 +92,11 @@ class Pruning(Stage):
         for name in ("targets", "ignore", "pattern", "sparsity"):
             object.__setattr__(self, name, getattr(checked, name))
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the scores come from the gradients of a step, so that nothing can be pruned before the first."""
+        return self.criterion in ("taylor", "movement")
+
     def ends_at(self, epochs: float) -> float:
         """The epoch of the last update, in a run of so many."""
         if self.schedule in ("one-shot", "constant") and self.end is None and self.regrow is None:
@@ -100,8 +106,7 @@ class Pruning(Stage):
     def config(self, steps_per_epoch: int, epochs: float) -> PrunerConfig:
         """The pruner's configuration in a run of so many epochs."""
         start, end = steps_of(self.start, steps_per_epoch), steps_of(self.ends_at(epochs), steps_per_epoch)
-        if self.criterion in ("taylor", "movement"):
-            start = max(start, 1)  # their scores come from the gradients of a step
+        start = max(start, int(self.needs_gradients))
         end = max(start, end)
         return PrunerConfig(
             self.sparsity,
@@ -246,7 +251,7 @@ class Distillation(Stage):
 
     def to_json(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("teacher", "cache")}
-        values["losses"] = [loss if isinstance(loss, str) else repr(loss) for loss in self.losses]
+        values["losses"] = [loss if isinstance(loss, str) else _described(loss) for loss in self.losses]
         teacher = self.teacher
         named = f"{type(teacher).__module__}:{type(teacher).__qualname__}" if isinstance(teacher, nn.Module) else None
         return {
@@ -254,6 +259,11 @@ class Distillation(Stage):
             "teacher": named or (teacher if isinstance(teacher, str) else repr(teacher)),
             **values,
         }
+
+
+def _described(loss: DistillationLoss) -> str:
+    """A loss in words that are the same in another process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(loss))
 
 
 def check_time(stage: str, name: str, value: object) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import fastcompress as fc
 from fastcompress.errors import CheckpointError, TrainingDiverged
 
-from .small import Killed, fragile, full_recipe, loader, network, same_state
+from .small import Killed, fragile, full_recipe, loader, network, same_state, samples
 
 EPOCHS, STEPS = 3, 6
 
@@ -67,6 +68,53 @@ def test_killed_before_and_after_channels_are_removed(tmp_path: Path, dies_at: i
     assert layer.out_channels == 8
 
 
+RECIPES: dict[str, list[fc.recipes.Stage]] = {
+    "learned scales": [fc.recipes.QAT(start=0.5, freeze_at=2, method="lsq")],
+    "movement and own average": [
+        fc.recipes.Pruning(0.5, "1x4", "movement", end=2),
+        fc.recipes.Distillation(fc.distillation.SelfDistillation("ema", decay=0.9)),
+        fc.recipes.QAT(start=0.5, freeze_at=2),
+    ],
+    "regrowth": [fc.recipes.Pruning(0.5, schedule="constant", end=2, frequency=2, regrow="rigl")],
+    "rewinding": [fc.recipes.Pruning(0.8, schedule="iterative", rounds=3, start=0.5, end=2, rewind=0.25)],
+}
+
+
+@pytest.mark.parametrize("dies_at", [2, 9, 14])
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_with_state_of_all_kinds(tmp_path: Path, name: str, dies_at: int) -> None:
+    options: dict[str, Any] = {"recipe": RECIPES[name], "checkpoint_every": 2}
+    options["optimizer"] = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01)
+    whole = _run(None, **options)
+    with pytest.raises(Killed):
+        _run(tmp_path, dies_at, **options)
+    assert same_state(whole.trained, _run(tmp_path, **options).trained)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_killed_with_a_batch_sampler_that_has_a_generator(tmp_path: Path, every: int) -> None:
+    """The generator is two objects below the loader, and must not go on from where the process left it."""
+
+    def data() -> DataLoader[Any]:
+        sampler = RandomSampler(samples(), generator=torch.Generator().manual_seed(3))
+        return DataLoader(samples(), batch_sampler=BatchSampler(sampler, 16, drop_last=False))
+
+    calls = iter(range(1000))
+
+    def dying(output: Any, batch: Any) -> torch.Tensor:
+        if next(calls) == 9:
+            raise Killed
+        return torch.nn.functional.cross_entropy(output, batch[1])
+
+    recipe = [fc.recipes.Pruning(0.5, "4x4", end=2)]
+    options: dict[str, Any] = {"epochs": EPOCHS, "progress": False, "convert": False}
+    whole = fc.compress(network(0.2), recipe, data(), **options)
+    options |= {"checkpoint_dir": tmp_path, "checkpoint_every": every}
+    with pytest.raises(Killed):
+        fc.compress(network(0.2), recipe, data(), loss_fn=dying, **options)
+    assert same_state(whole.trained, fc.compress(network(0.2), recipe, data(), **options).trained)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = _run(tmp_path)
     again = _run(tmp_path, dies_at=1)  # would raise if more were drawn than the example batch
@@ -90,6 +138,7 @@ def test_the_callers_model_and_random_numbers_are_untouched(tmp_path: Path) -> N
         ({"epochs": 4}, "epochs was 3 and is 4"),
         ({"recipe": [fc.recipes.Pruning(0.5, pattern="4x4", end=2, frequency=2)]}, "stages"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "optimizer.kind was 'AdamW' and is 'SGD'"),
+        ({"optimizer": lambda p: torch.optim.AdamW([{"params": p, "lr": 0.3}])}, "optimizer.groups"),
         ({"autocast": torch.bfloat16}, "autocast"),
         ({"model": network(0.2)[:9].append(torch.nn.Linear(16, 4))}, "model was"),
     ],
@@ -102,6 +151,37 @@ def test_another_recipe_is_refused(tmp_path: Path, change: dict[str, Any], named
         _run(tmp_path, **change)
     assert named in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_another_teacher_is_refused(tmp_path: Path) -> None:
+    teacher = network()
+    recipe = [fc.recipes.Distillation(teacher)]
+    with pytest.raises(Killed):
+        _run(tmp_path, 8, recipe=recipe)
+    with torch.no_grad():
+        teacher[9].weight[0, 0] += 1.0
+    with pytest.raises(ValueError, match=r"teachers\[0\] was"):
+        _run(tmp_path, recipe=recipe)
+
+
+class _PlainLoss(fc.distillation.DistillationLoss):
+    """A loss without a representation of its own: Python's has an address in it."""
+
+    label, uses_taps, weight = "plain", False, 1.0
+
+    def check(self, student: torch.Tensor, teacher: torch.Tensor) -> None:
+        """Any two go."""
+
+    def value(self, student: torch.Tensor, teacher: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        return (student - teacher).square().mean()
+
+
+def test_a_loss_of_ones_own_is_recognised(tmp_path: Path) -> None:
+    first, second = _PlainLoss(), _PlainLoss()
+    assert repr(first) != repr(second)
+    with pytest.raises(Killed):
+        _run(tmp_path, 8, recipe=[fc.recipes.Distillation("dense", losses=(first,))])
+    assert len(_run(tmp_path, recipe=[fc.recipes.Distillation("dense", losses=(second,))]).history) == EPOCHS
 
 
 def test_a_cut_checkpoint_is_an_error(tmp_path: Path) -> None:
