@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastcompress.models.choices import check_choice
 from fastcompress.models.targets import Target, target_tuple
 
 __all__ = ["ACTIVATION_OBSERVERS", "SCHEMES", "WEIGHT_OBSERVERS", "QuantConfig", "Target"]
@@ -60,9 +60,9 @@ class QuantConfig:
     only_if_faster: bool = True
 
     def __post_init__(self) -> None:
-        self._one_of("scheme", SCHEMES)
-        self._one_of("observer", ACTIVATION_OBSERVERS)
-        self._one_of("weight_observer", WEIGHT_OBSERVERS)
+        check_choice("QuantConfig", "scheme", self.scheme, SCHEMES)
+        check_choice("QuantConfig", "observer", self.observer, ACTIVATION_OBSERVERS)
+        check_choice("QuantConfig", "weight_observer", self.weight_observer, WEIGHT_OBSERVERS)
         if self.targets is not None:
             object.__setattr__(self, "targets", target_tuple("QuantConfig", "targets", self.targets))
             if not self.targets:
@@ -106,16 +106,6 @@ class QuantConfig:
                 values[name] = [t if isinstance(t, str) else f"{t.__module__}:{t.__qualname__}" for t in values[name]]
         values["observer_options"] = {key: _plain(value) for key, value in self.observer_options.items()}
         return values
-
-    def _one_of(self, name: str, allowed: Iterable[str]) -> None:
-        value = getattr(self, name)
-        listed = ", ".join(repr(entry) for entry in allowed)
-        if not isinstance(value, str):
-            raise TypeError(f"QuantConfig: {name} must be one of {listed}, got {value!r:.80}")
-        if value not in allowed:
-            close = difflib.get_close_matches(value, list(allowed), 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"QuantConfig: {name} {value!r:.80} is unknown; valid are {listed}{hint}")
 
     def _check_smoothquant(self) -> None:
         if self.smoothquant is None:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import choice
+from fastcompress.models.choices import check_choice
+
 from .loss import DistillationLoss, kept_mean, same_batch
 
 __all__ = ["AttentionTransferLoss"]
@@ -54,7 +55,7 @@ class AttentionTransferLoss(DistillationLoss):
 
     def __post_init__(self) -> None:
         self._check_fields()
-        choice("AttentionTransferLoss", "maps", self.maps, ("activation", "attention"))
+        check_choice("AttentionTransferLoss", "maps", self.maps, ("activation", "attention"))
         if self.maps == "attention" and self.student_tap is None:
             raise ValueError(
                 "AttentionTransferLoss: maps='attention' needs student_tap, the module that returns the attention "

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.models.calibrate import ForwardFn
+from fastcompress.models.choices import check_choice
 
 from .cache_files import SUFFIX, own_files, read_entry, write_entry
-from .checks import choice, whole_number
+from .checks import whole_number
 from .fingerprint import Fingerprint
 from .samples import Samples
 
@@ -77,7 +78,7 @@ class TeacherCache:
             raise ValueError(f"TeacherCache: directory {str(self.directory)!r} is a file; give a directory")
         if max_bytes is not None:
             whole_number("TeacherCache", "max_bytes", max_bytes, 1)
-        choice("TeacherCache", "recompute", recompute, ("batch", "missing"))
+        check_choice("TeacherCache", "recompute", recompute, ("batch", "missing"))
         self.max_bytes = max_bytes
         self.recompute = recompute
         self._fingerprint = Fingerprint()

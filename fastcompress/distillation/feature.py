@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import choice
+from fastcompress.models.choices import check_choice
+
 from .loss import DistillationLoss, kept_mean, same_batch
 from .projection import Projection
 
@@ -53,7 +54,7 @@ class FeatureLoss(DistillationLoss):
 
     def __post_init__(self) -> None:
         self._check_fields()
-        choice("FeatureLoss", "projection", self.projection, ("auto", "always", "none"))
+        check_choice("FeatureLoss", "projection", self.projection, ("auto", "always", "none"))
 
     def check(self, student: Tensor, teacher: Tensor) -> None:
         self._check_kind(student, teacher)

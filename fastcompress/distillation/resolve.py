@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastcompress.models.choices import check_choice
+
 from .attention import AttentionTransferLoss
-from .checks import choice
 from .feature import FeatureLoss
 from .logits import LogitsLoss
 from .loss import DistillationLoss
@@ -69,7 +70,7 @@ def make_losses(
             raise TypeError(
                 f"Distiller: losses holds {shown}; allowed are loss objects and {', '.join(map(repr, LOSSES))}"
             )
-        choice("Distiller", "losses entry", entry, LOSSES)
+        check_choice("Distiller", "losses entry", entry, LOSSES)
         result.append(LogitsLoss(temperature) if entry == LogitsLoss.label else LOSSES[entry]())  # type: ignore[call-arg]
     return tuple(result)
 

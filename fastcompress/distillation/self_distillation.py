@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checks import choice, number, whole_number
+from fastcompress.models.choices import check_choice
+
+from .checks import number, whole_number
 
 __all__ = ["SelfDistillation", "copy_of_student", "follow"]
 
@@ -43,7 +45,7 @@ class SelfDistillation:
 
     def __post_init__(self) -> None:
         owner = "SelfDistillation"
-        choice(owner, "source", self.source, ("ema", "snapshot", "deeper"))
+        check_choice(owner, "source", self.source, ("ema", "snapshot", "deeper"))
         object.__setattr__(self, "decay", number(owner, "decay", self.decay, high=1.0))
         if self.every is not None:
             whole_number(owner, "every", self.every, 1)

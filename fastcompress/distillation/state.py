@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastcompress.models.choices import nearest
+
 from .binding import Binding
-from .checks import nearest
 
 __all__ = ["load_state", "state_of"]
 

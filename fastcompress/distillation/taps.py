@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .checks import nearest
+from fastcompress.models.choices import nearest
+
 from .outputs import find_tensor
 from .wrappers import modules_by_name
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastcompress.models.calibrate import ForwardFn
+from fastcompress.models.choices import check_choice
 from fastcompress.models.copying import copied
 from fastcompress.models.targets import Target, matched, target_tuple
 from fastcompress.nn.parametrization import WeightTransform, weight_steps
@@ -19,7 +20,6 @@ from .channel_graph import accumulate_gradients, shrink, torch_pruning
 from .channel_run import check_runs, check_ties, count_macs
 from .commit import log_skipped, merged
 from .config import SCOPES
-from .criteria import check_criterion
 from .layers import WORDING, find_layers
 from .mask import foreign_parametrizations, masked
 from .record import PRUNING_ATTRIBUTE, PruneDecision, pruning_of
@@ -80,7 +80,7 @@ def prune_channels(
     Source: Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900), section 3.
     """
     _check(model, pruning_ratio, cost_ratio, round_to, scope)
-    check_criterion("prune_channels", criterion, CHANNEL_CRITERIA)
+    check_choice("prune_channels", "criterion", criterion, CHANNEL_CRITERIA)
     source = make_source("prune_channels", criterion, calibration_data, forward_fn, loss_fn, seed, progress)
     torch_pruning()
     entries = () if ignore is None else target_tuple("prune_channels", "ignore", ignore)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastcompress.models.targets import Target, target_tuple
@@ -13,23 +12,12 @@ from fastcompress.models.targets import Target, target_tuple
 from .patterns import Pattern, parse_pattern
 
 __all__ = [
-    "check_choice",
     "check_seed",
     "checked_pattern",
     "checked_sparsities",
     "checked_sparsity",
     "config_json",
 ]
-
-
-def check_choice(function: str, name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raises ``ValueError`` unless ``value`` is one of ``allowed``; the message offers the closest."""
-    if isinstance(value, str) and value in allowed:
-        return
-    close = difflib.get_close_matches(str(value), allowed, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    listed = ", ".join(repr(entry) for entry in allowed)
-    raise ValueError(f"{function}: {name} {value!r:.80} is unknown; valid are {listed}{hint}")
 
 
 def check_seed(function: str, seed: object) -> None:

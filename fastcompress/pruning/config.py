@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastcompress.models.choices import check_choice
 from fastcompress.models.targets import Target, target_tuple
 
-from .checks import check_choice, check_seed, checked_pattern, checked_sparsities, config_json
-from .criteria import CRITERIA, check_criterion
+from .checks import check_seed, checked_pattern, checked_sparsities, config_json
+from .criteria import CRITERIA
 from .patterns import Pattern, parse_pattern
 
 __all__ = ["PERMUTATIONS", "SCOPES", "PruneConfig"]
@@ -55,7 +56,7 @@ class PruneConfig:
     def __post_init__(self) -> None:
         parsed = checked_pattern("prune", self.pattern)
         object.__setattr__(self, "pattern", str(parsed))
-        check_criterion("prune", self.criterion, CRITERIA)
+        check_choice("prune", "criterion", self.criterion, CRITERIA)
         self._check_scope(parsed)
         if self.targets is not None:
             object.__setattr__(self, "targets", target_tuple("prune", "targets", self.targets))

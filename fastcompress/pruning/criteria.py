@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor
 
 __all__ = [
     "CRITERIA",
     "NEEDS_DATA",
-    "check_criterion",
     "magnitude_scores",
     "random_scores",
     "taylor_scores",
@@ -21,20 +18,6 @@ CRITERIA: tuple[str, ...] = ("magnitude", "wanda", "sparsegpt", "taylor", "rando
 
 #: Criteria that look at the model running.
 NEEDS_DATA: frozenset[str] = frozenset({"wanda", "sparsegpt", "taylor"})
-
-
-def check_criterion(function: str, criterion: object, allowed: tuple[str, ...] = CRITERIA) -> str:
-    """``criterion`` itself, if it is one of ``allowed``.
-
-    Raises:
-        ValueError: it is not; the message lists them.
-    """
-    if isinstance(criterion, str) and criterion in allowed:
-        return criterion
-    close = difflib.get_close_matches(criterion, allowed, 1) if isinstance(criterion, str) else []
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    listed = ", ".join(repr(name) for name in allowed)
-    raise ValueError(f"{function}: criterion {criterion!r:.80} is unknown; valid are {listed}{hint}")
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:

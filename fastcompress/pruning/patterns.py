@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from fastcompress.models.choices import nearest
 
 __all__ = ["EXAMPLES", "Pattern", "parse_pattern"]
 
@@ -101,6 +102,5 @@ def parse_pattern(text: str | Pattern) -> Pattern:
                 f"parse_pattern: pattern {text!r} keeps {n} of every {m}, which prunes nothing; N must be below M"
             )
         return Pattern("nm", n=n, m=m)
-    close = difflib.get_close_matches(text, EXAMPLES, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = nearest(text, EXAMPLES, 1)
     raise ValueError(f"parse_pattern: pattern {text!r:.80} is unknown; allowed are {_ALLOWED}{hint}")

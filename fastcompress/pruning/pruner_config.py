@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastcompress.models.choices import check_choice
 from fastcompress.models.targets import Target, target_tuple
 
-from .checks import check_choice, check_seed, checked_pattern, checked_sparsities, checked_sparsity, config_json
+from .checks import check_seed, checked_pattern, checked_sparsities, checked_sparsity, config_json
 from .config import SCOPES
-from .criteria import check_criterion
 from .patterns import Pattern, parse_pattern
 from .schedules import SCHEDULES, round_steps
 
@@ -89,7 +89,7 @@ class PrunerConfig:
     def __post_init__(self) -> None:
         parsed = checked_pattern("PrunerConfig", self.pattern)
         object.__setattr__(self, "pattern", str(parsed))
-        check_criterion("PrunerConfig", self.criterion, TRAINING_CRITERIA)
+        check_choice("PrunerConfig", "criterion", self.criterion, TRAINING_CRITERIA)
         check_choice("PrunerConfig", "scope", self.scope, SCOPES)
         check_choice("PrunerConfig", "schedule", self.schedule, tuple(SCHEDULES))
         if self.targets is not None:

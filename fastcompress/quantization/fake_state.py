@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import cast
 
 from torch import nn
+
+from fastcompress.models.choices import check_choice
 
 from .fake_input import InputFakeQuantize
 from .fake_layer import INPUT_NAME, fake_quantized, float_weight, weight_quantizer
@@ -41,12 +42,7 @@ def set_fake_quant(model: nn.Module, state: str) -> None:
 
     Source: Krishnamoorthi (arXiv 1806.08342, 2018), §3.2: it starts late and freezes before the end.
     """
-    if not isinstance(state, str):
-        raise TypeError(f"set_fake_quant: state must be one of {_listed()}, got {state!r:.80}")
-    if state not in STATES:
-        close = difflib.get_close_matches(state, STATES, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"set_fake_quant: state {state!r:.80} is unknown; valid are {_listed()}{hint}")
+    check_choice("set_fake_quant", "state", state, STATES)
     layers = _layers(model, "set_fake_quant")
     if state == "frozen":
         _check_seen(layers)
@@ -80,10 +76,6 @@ def freeze_batchnorm(model: nn.Module) -> None:
     """
     for layer in _layers(model, "freeze_batchnorm").values():
         _quantizers(layer)[0].hold_norm()
-
-
-def _listed() -> str:
-    return ", ".join(repr(state) for state in STATES)
 
 
 def _layers(model: nn.Module, function: str) -> dict[str, nn.Module]:

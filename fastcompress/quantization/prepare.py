@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastcompress.models.adapters import adapt, needs_adapter
 from fastcompress.models.calibrate import ForwardFn, as_batches, evaluating, run_batches
+from fastcompress.models.choices import check_choice
 from fastcompress.models.copying import copied
 from fastcompress.models.flow import Flow, FlowTracer
 from fastcompress.models.parents import layer_problem, never_ran, parent_problems, tied_problems
@@ -108,8 +109,7 @@ def prepare(
         raise TypeError(f"prepare: model must be a torch.nn.Module, got {type(model).__name__}")
     if forward_fn is not None and not callable(forward_fn):
         raise TypeError(f"prepare: forward_fn must be callable as forward_fn(model, batch), got {forward_fn!r:.80}")
-    if not isinstance(state, str) or state not in STATES:
-        raise ValueError(f"prepare: state must be one of {', '.join(map(repr, STATES))}, got {state!r:.80}")
+    check_choice("prepare", "state", state, STATES)
     if state == "frozen" and calibration_data is None:
         raise ValueError("prepare: state 'frozen' needs calibration_data, from which the scales that it fixes come")
     settings = _configure(config, targets, ignore)

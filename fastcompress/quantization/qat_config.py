@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fastcompress.models.choices import check_choice
 from fastcompress.models.targets import Target, target_tuple
 
 __all__ = ["QAT_METHODS", "QAT_SCHEMES", "STEP_INITS", "QATConfig"]
@@ -56,9 +55,9 @@ class QATConfig:
     step_init: str = "lsq"
 
     def __post_init__(self) -> None:
-        self._one_of("scheme", QAT_SCHEMES)
-        self._one_of("method", QAT_METHODS)
-        self._one_of("step_init", STEP_INITS)
+        check_choice("QATConfig", "scheme", self.scheme, QAT_SCHEMES)
+        check_choice("QATConfig", "method", self.method, QAT_METHODS)
+        check_choice("QATConfig", "step_init", self.step_init, STEP_INITS)
         if self.targets is not None:
             object.__setattr__(self, "targets", target_tuple("QATConfig", "targets", self.targets))
             if not self.targets:
@@ -86,13 +85,3 @@ class QATConfig:
             if values[name] is not None:
                 values[name] = [t if isinstance(t, str) else f"{t.__module__}:{t.__qualname__}" for t in values[name]]
         return values
-
-    def _one_of(self, name: str, allowed: Iterable[str]) -> None:
-        value = getattr(self, name)
-        listed = ", ".join(repr(entry) for entry in allowed)
-        if not isinstance(value, str):
-            raise TypeError(f"QATConfig: {name} must be one of {listed}, got {value!r:.80}")
-        if value not in allowed:
-            close = difflib.get_close_matches(value, list(allowed), 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"QATConfig: {name} {value!r:.80} is unknown; valid are {listed}{hint}")

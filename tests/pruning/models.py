@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcompress.pruning import mask_of
+from fastcompress.pruning import mask_of, masked
 
 
 def mlp() -> nn.Sequential:
@@ -72,3 +72,13 @@ def pruned_blocks(module: nn.Module, rows: int, cols: int) -> int:
     kept = matrix.reshape(matrix.shape[0] // rows, rows, matrix.shape[1] // cols, cols).sum(dim=(1, 3))
     assert set(kept.unique().tolist()) <= {0, rows * cols}
     return int((kept == 0).sum())
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    (model(x) - 1.0).square().mean().backward()
+    optimizer.step()
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: mask_of(module).clone() for name, module in masked(model).items()}  # type: ignore[union-attr]

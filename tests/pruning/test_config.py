@@ -69,7 +69,7 @@ def test_what_is_permuted(pattern: str, permute: bool | str, dims: tuple[bool, b
             ValueError,
             "prune: scope 'globl' is unknown; valid are 'local', 'global'; did you mean 'gl",
         ),
-        ({"scope": None}, ValueError, "prune: scope None is unknown"),
+        ({"scope": None}, TypeError, "prune: scope must be one of 'local', 'global', got None"),
         ({"scope": "global", "criterion": "sparsegpt"}, ValueError, "'sparsegpt' chooses masks layer by layer"),
         ({"scope": "global", "pattern": "2:4"}, ValueError, "pattern '2:4' has the same sparsity everywhere"),
         ({"scope": "global", "sparsity": {"a": 0.5}}, ValueError, "scope='global' takes one sparsity for all layers"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.pruning import (
+    PruneConfig,
     apply_mask,
     magnitude_scores,
     random_scores,
@@ -16,7 +17,6 @@ from fastcompress.pruning import (
     taylor_scores,
     wanda_scores,
 )
-from fastcompress.pruning.criteria import check_criterion
 from fastcompress.pruning.evidence import Evidence, evidence, float_tensors
 from fastcompress.pruning.layers import find_layers, tie
 from fastcompress.pruning.source import Source
@@ -68,9 +68,9 @@ def test_unknown_criterion() -> None:
     with pytest.raises(
         ValueError, match=r"criterion 'wonda' is unknown; valid are 'magnitude', .* did you mean 'wanda'"
     ):
-        check_criterion("prune", "wonda")
-    with pytest.raises(ValueError, match="prune: criterion None is unknown"):
-        check_criterion("prune", None)
+        PruneConfig(0.5, criterion="wonda")
+    with pytest.raises(TypeError, match=r"prune: criterion must be one of 'magnitude', .*, got None"):
+        PruneConfig(0.5, criterion=None)  # type: ignore[arg-type]
 
 
 def test_wanda_streams_over_the_data() -> None:

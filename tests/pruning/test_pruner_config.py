@@ -68,7 +68,7 @@ CONSTANT = {"schedule": "constant"}
         ({"criterion": "sparsegpt"}, ValueError, "PrunerConfig: criterion 'sparsegpt' is unknown"),
         ({"scope": "globl"}, ValueError, "PrunerConfig: scope 'globl' is unknown.*did you mean 'global'"),
         ({"schedule": "cubik"}, ValueError, "PrunerConfig: schedule 'cubik' is unknown.*did you mean 'cubic'"),
-        ({"schedule": None}, ValueError, "PrunerConfig: schedule None is unknown"),
+        ({"schedule": None}, TypeError, "PrunerConfig: schedule must be one of"),
         ({"targets": ()}, ValueError, "PrunerConfig: targets is empty"),
         ({"seed": 1.5}, TypeError, "PrunerConfig: seed must be an int, got 1.5"),
         ({"start_step": -1}, ValueError, "PrunerConfig: start_step must be at least 0, got -1"),

@@ -113,7 +113,7 @@ def test_targets_and_ignore() -> None:
     [
         ({"config": "W8A9"}, ValueError, "QATConfig: scheme 'W8A9' is unknown; valid are 'W8A8'; did you mean 'W8A8'"),
         ({"config": 8}, TypeError, "prepare: config must be a scheme such as 'W8A8' or a QATConfig, got 8"),
-        ({"state": "on"}, ValueError, "prepare: state must be one of 'off', 'observe', 'train', 'frozen', got 'on'"),
+        ({"state": "on"}, ValueError, "prepare: state 'on' is unknown; valid are 'off', 'observe', 'train', 'frozen'"),
         ({"state": "frozen"}, ValueError, "prepare: state 'frozen' needs calibration_data"),
         ({"forward_fn": 3}, TypeError, "prepare: forward_fn must be callable"),
         ({"calibration_data": []}, ValueError, "prepare: calibration_data yielded no batches"),
