@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,14 +32,14 @@ def steps_of(epochs: float, steps_per_epoch: int) -> int:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(ABC):
     """One technique and its time, in epochs; fractions of an epoch are fine."""
 
     kind: ClassVar[str] = ""
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON, for the record and to recognise a changed recipe."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
