@@ -1,7 +1,8 @@
-"""The residual network of the image results: few, wide convolutions at low resolution, where pruned ones are fast.
+"""The residual network of the image results: the wider its layers, the fewer pixels they see, as in ResNets.
 
-What a sparse convolution costs at run time is mostly reading its input, whatever its number of outputs; a dense one
-costs inputs times outputs. So most layers here have many output channels and few pixels, and there are few layers.
+So most parameters, and what pruning can spare, are in the last stage: of 1.4 million 0.9 million in its block. What a
+sparse convolution costs at run time is mostly reading its input, whatever its number of outputs; a dense one costs
+inputs times outputs: another reason for few, wide layers.
 """
 
 from __future__ import annotations
@@ -56,7 +57,12 @@ class NetworkConfig:
     in_channels: int = 1
     classes: int = 10
     stem: int = 32
-    stages: tuple[Stage, ...] = (Stage(64), Stage(64, stride=2), Stage(128, stride=2, residual=True))
+    stages: tuple[Stage, ...] = (
+        Stage(48),
+        Stage(96, stride=2),
+        Stage(144, stride=2),
+        Stage(224, stride=2, residual=True),
+    )
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "classes", "stem"):
@@ -89,10 +95,9 @@ class ConvNorm(nn.Module):
         self.relu = nn.ReLU() if relu else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # Under autocast the convolution gives bfloat16: normalizing in float32 is more exact, and on CPUs faster.
-        # A network that is bfloat16 itself stays so, or it could not be timed as a dense form.
         y = self.conv(x)
-        y = self.norm(y.float() if x.dtype == torch.float32 else y)
+        # Under autocast the convolution gives bfloat16: normalizing in float32 is more exact, and on CPUs faster.
+        y = self.norm(y.float() if torch.is_autocast_enabled("cpu") else y)
         return y if self.relu is None else self.relu(y)
 
 
