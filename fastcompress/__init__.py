@@ -6,6 +6,7 @@ from fastcompress.config import QuantConfig
 from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError, TrainingDiverged
 from fastcompress.formats import load, save
+from fastcompress.graph import FrozenModel, freeze
 from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, Pruner, PrunerConfig, allocate, prune, sensitivity
 from fastcompress.quantization import QATConfig, prepare
@@ -16,6 +17,7 @@ from fastcompress.version import __version__
 __all__ = [
     "Adapted",
     "CheckpointError",
+    "FrozenModel",
     "PackedBlobError",
     "PruneConfig",
     "Pruner",
@@ -32,6 +34,7 @@ __all__ = [
     "distill",
     "distillation",
     "explain",
+    "freeze",
     "load",
     "prepare",
     "prune",

@@ -158,15 +158,18 @@ Tensor linear_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_feat
     return linear("linear_bsr", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, {}, {});
 }
 
-// Whether a 4-D tensor lies in channels-last order (and not, ambiguously, in row-major order as well).
+// Whether a 4-D tensor lies in channels-last order. Where both orders fit (one channel, one pixel), the strides of the
+// dimensions of size 1 decide as they do in torch: those of a tensor that was made channels-last grow from C to N.
 bool is_channels_last(const Tensor& t) {
-    if (t.is_contiguous()) return false;
-    int64_t expected = 1;
+    int64_t expected = 1, least = 0;
+    bool growing = true;
     for (int dim : {1, 3, 2, 0}) {
         if (t.size(dim) != 1 && t.stride(dim) != expected) return false;
         expected *= t.size(dim);
+        growing = growing && t.stride(dim) >= least && !(dim == 0 && least == t.stride(1));
+        least = t.stride(dim) * t.size(dim);
     }
-    return true;
+    return growing || !t.is_contiguous();
 }
 
 // As torch guesses the format of a dense tensor that is neither: channels innermost means channels-last.

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -113,6 +113,41 @@ class PackedLayer(nn.Module):
         """
         self.packed = packing.pack(self.canonical())
         return self
+
+    def with_activation(self, activation: str) -> Self:
+        """A copy that applies another activation function behind the layer.
+
+        Args:
+            activation: a key of ``fastcompress.ops.ACTIVATIONS``.
+
+        Raises:
+            ValueError: no such activation.
+        """
+        result = copy.deepcopy(self)
+        changed = replace(self.canonical(), activation=activation)
+        result.packed = packing.pack(changed)
+        result._adopt(changed)
+        return result
+
+    def run(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        out_scale: float = 1.0,
+        out_zero_point: int = 0,
+    ) -> Tensor:
+        """The bare operator with all that its epilogue can do; plans of whole models (``graph/``) call it.
+
+        Args:
+            input: as in ``forward``.
+            residual: added before the activation; of the output's shape, floating point.
+            out_dtype: by default what ``forward`` gives; ``torch.uint8`` with `out_scale` and `out_zero_point` makes
+                the input of the next int8 layer.
+
+        A layer that is `reordered` has no such call.
+        """
+        raise NotImplementedError
 
     def kernel_name(self) -> str:
         """The kernel that runs this layer: ``linear_w8a8_avx512vnni``, ``conv2d_w8a8_bsr16x4_avx512vnni`` and so on."""

@@ -145,6 +145,30 @@ class PackedConv2d(PackedLayer):
             raise_blob_error(error)
             raise
 
+    def run(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        out_scale: float = 1.0,
+        out_zero_point: int = 0,
+    ) -> Tensor:
+        """The bare operator, see `PackedLayer.run`."""
+        call = self.operator if is_compiling() else self.bound
+        return call(
+            input,
+            self._buffers["packed"],
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self._padding_of(input) if self.same_padding else self.padding4,
+            self.dilation,
+            residual,
+            out_dtype,
+            out_scale,
+            out_zero_point,
+        )
+
     def _padding_of(self, input: Tensor) -> Padding4:
         if not self.same_padding or input.dim() < 2:
             return self.padding4

@@ -71,6 +71,26 @@ class PackedLinear(PackedLayer):
             raise_blob_error(error)
             raise
 
+    def run(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        out_scale: float = 1.0,
+        out_zero_point: int = 0,
+    ) -> Tensor:
+        """The bare operator, see `PackedLayer.run`."""
+        call = self.operator if is_compiling() else self.bound
+        return call(
+            input,
+            self._buffers["packed"],
+            self.out_features,
+            residual,
+            out_dtype,
+            out_scale,
+            out_zero_point,
+        )
+
     def _traced(self, input: Tensor) -> Tensor:
         """The call as compilers and autograd should see it."""
         return self.operator(input, self.packed, self.out_features)

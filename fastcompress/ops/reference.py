@@ -38,10 +38,18 @@ def decode_for(op: str, packed: Tensor, family: str) -> dict[str, Any]:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format in which a convolution of `x` ``[N,C,H,W]`` answers: channels-last if its channels lie
-    innermost (and it is not contiguous as well), else contiguous."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    innermost, else contiguous. Where both are true (one channel, one pixel), the strides of the dimensions of size 1
+    decide as they do in torch: those of a tensor that was made channels-last grow from C to N."""
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    if not x.is_contiguous():
         return torch.channels_last
-    return torch.contiguous_format
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if x.stride(dim) < least or (dim == 0 and least == x.stride(1)):
+            return torch.contiguous_format
+        least = x.stride(dim) * x.shape[dim]
+    return torch.channels_last
 
 
 def quantize_per_tensor(input: Tensor, scale: float, zero_point: int, dtype: torch.dtype) -> Tensor:

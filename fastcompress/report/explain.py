@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from fastcompress.graph import FrozenModel
 from fastcompress.models.flow import InputKind
 from fastcompress.nn import BlockSparse
 from fastcompress.record import record_of
@@ -119,6 +120,7 @@ def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
 
     Raises:
         TypeError: ``model`` is not a module.
+        ValueError: ``example_inputs`` for a frozen model.
 
     Example:
         >>> print(fc.explain(quantized, example_inputs))
@@ -129,6 +131,11 @@ def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
     compiled_from = getattr(model, "_orig_mod", None)  # what torch.compile wrapped: its names are those of the record
     if isinstance(compiled_from, nn.Module):
         model = compiled_from
+    if isinstance(model, FrozenModel) and example_inputs is not None:
+        raise ValueError(
+            "explain: a frozen model runs as one program, in which layers cannot be timed; explain the model that it "
+            "was frozen from, and time the frozen one with fc.benchmark"
+        )
     record = record_of(model)
     found = layer_rows(model, record)
     total = None

@@ -1,0 +1,134 @@
+"""The model that `freeze` returns: the calls of a graph one after the other, without modules around them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastcompress.nn import PackedLayer
+from fastcompress.nn.calls import below_autograd, is_compiling, is_grad_enabled, is_transforming, raise_blob_error
+
+from .capture import tensor_of
+
+__all__ = ["FrozenModel"]
+
+
+class FrozenModel(nn.Module):
+    """A compressed model for inference, as one straight program.
+
+    Attributes:
+        additions: residual additions that layers do in their epilogue.
+        activations: activations that came into an epilogue here, besides those that were there before.
+        links: layers that hand uint8 tensors to the next.
+
+    It takes what the model took, in the dtypes of ``example_inputs``, and gives the same bits. There are no gradients,
+    hooks of inner modules do not run, and it is not saved: save the model and freeze it after loading.
+    """
+
+    def __init__(self, captured: fx.GraphModule, additions: int, activations: int, links: int) -> None:
+        super().__init__()
+        self.additions, self.activations, self.links = additions, activations, links
+        self.body = captured
+        self._inputs = tuple(str(node.target) for node in captured.graph.nodes if node.op == "placeholder")
+        self._dtypes = tuple(_dtype(node) for node in captured.graph.nodes if node.op == "placeholder")
+        self._program = _compile(captured)
+        self.train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives."""
+        for x, dtype in zip(args, self._dtypes, strict=False):
+            if dtype is not None and getattr(x, "dtype", None) is not dtype:
+                self._refuse(x, dtype)
+        if kwargs:
+            self._check_named(kwargs)
+        if is_compiling():
+            return self._program(*args, **kwargs)
+        if is_transforming():
+            raise RuntimeError(
+                "FrozenModel: torch.func transforms and forward-mode AD do not pass through it; use the model it was "
+                "frozen from"
+            )
+        if is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
+            raise RuntimeError(
+                "FrozenModel: an input requires a gradient, and there are none here; use torch.no_grad(), or the model "
+                "it was frozen from"
+            )
+        try:
+            with below_autograd():
+                return self._program(*args, **kwargs)
+        except Exception as error:
+            raise_blob_error(error)
+            raise
+
+    def _check_named(self, given: dict[str, Any]) -> None:
+        for name, dtype in zip(self._inputs, self._dtypes, strict=True):
+            if name in given and dtype is not None and getattr(given[name], "dtype", None) is not dtype:
+                self._refuse(given[name], dtype)
+
+    def _refuse(self, x: Any, dtype: torch.dtype) -> NoReturn:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        kind = ValueError if isinstance(x, Tensor) else TypeError
+        raise kind(f"FrozenModel: an input is {got}, the model was frozen for {dtype}; convert it, or freeze again")
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode; RuntimeError for ``train(True)``."""
+        if mode:
+            raise RuntimeError("FrozenModel.train: a frozen model is for inference; train the model it came from")
+        return super().train(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
+        result = FrozenModel(copy.deepcopy(self.body, memo), self.additions, self.activations, self.links)
+        memo[id(self)] = result
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "FrozenModel: it is not saved, as it is made for this machine; save the model it was frozen from "
+            "(fc.save), and freeze it after loading"
+        )
+
+    def extra_repr(self) -> str:
+        """The counts, for ``print(model)``."""
+        return f"additions={self.additions}, activations={self.activations}, links={self.links}"
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    meta = tensor_of(node)
+    return None if meta is None else meta.dtype
+
+
+def _compile(captured: fx.GraphModule) -> Callable[..., Any]:
+    """The graph as one Python function in which compressed layers are called without their module around them."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in captured.graph.nodes:
+        copied = values[node] = graph.node_copy(node, lambda old: values[old])
+        layer = captured.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, PackedLayer) and not layer.reordered:
+            copied.op, copied.target = "call_function", _call(layer, str(node.target), node.kwargs)
+            copied.kwargs = {name: value for name, value in copied.kwargs.items() if name == "residual"}
+    lowered = fx.GraphModule(captured, graph, "Program")
+    return lowered.forward
+
+
+def _call(layer: PackedLayer, name: str, options: Any) -> Callable[..., Tensor]:
+    """The call of one layer with its options settled."""
+    run = layer.run
+    dtype = options.get("out_dtype")
+    scale, zero_point = options.get("out_scale", 1.0), options.get("out_zero_point", 0)
+
+    def call(input: Tensor, residual: Tensor | None = None) -> Tensor:
+        try:
+            return run(input, residual, dtype, scale, zero_point)
+        except Exception as error:
+            layer._diagnose(input)
+            error.add_note(f"raised in layer {name!r} of the frozen model")
+            raise
+
+    # torch.fx writes calls by the name of the function.
+    call.__name__, call.__module__ = name.replace(".", "_"), __name__
+    return call
