@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-__all__ = ["goals", "markdown"]
+__all__ = ["goals", "markdown", "origin", "table"]
 
 FULL = "90% 4x4, gradual + distillation + W8A8"
 SPARSEST = "95% 4x4, full recipe"
@@ -59,12 +59,24 @@ def goals(report: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table, the goals, and how to make them again."""
-    place, dense = report["machine"], report["dense"]
+    dense = report["dense"]
     lines = [
         f"Fashion-MNIST, test accuracy; dense network: {dense['accuracy']:.2f}%, {dense['bytes'] / 1e6:.2f} MB. Mean ± "
         "standard deviation over seeds where there are several. Milliseconds at batch 1 and 64; in brackets the "
         "speed-up over the strongest dense form of torch (fp32, channels-last, compiled, bf16) and over fp32 eager.",
         "",
+        *table(report),
+    ]
+    lines += ["", "| goal | measured | |", "| --- | --- | --- |"]
+    words = {True: "reached", False: "**missed**", None: ""}
+    lines += [f"| {title} | {seen} | {words[met]} |" for title, seen, met in goals(report)]
+    lines += ["", origin(report)]
+    return "\n".join(lines) + "\n"
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The rows with accuracy, size and latency, as lines of Markdown."""
+    lines = [
         "| network | seeds | accuracy | MB | batch 1 | batch 64 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -74,15 +86,16 @@ def markdown(report: dict[str, Any]) -> str:
             seen = found[0].get("latency", {}).get(batch)
             cells.append("" if seen is None else _latency(seen))
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| goal | measured | |", "| --- | --- | --- |"]
-    words = {True: "reached", False: "**missed**", None: ""}
-    lines += [f"| {title} | {seen} | {words[met]} |" for title, seen, met in goals(report)]
-    lines += [
-        "",
+    return lines
+
+
+def origin(report: dict[str, Any]) -> str:
+    """Which commands, machine and commit the numbers are from."""
+    place = report["machine"]
+    return (
         f"`{report['command']}`, {place['cpu']}, {place['threads']} threads, torch {place['torch']}, commit "
-        f"`{str(place['commit'])[:12]}`.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"`{str(place['commit'])[:12]}`."
+    )
 
 
 def _latency(seen: dict[str, float]) -> str:

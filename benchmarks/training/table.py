@@ -10,33 +10,32 @@ which settings are to be chosen; the test images are used by ``finish`` only.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastcompress as fc
-from benchmarks.harness import machine
 from benchmarks.harness.layout import channels_last
 from benchmarks.training.augment import Normalizer, augment
-from benchmarks.training.checkpoint import load_network, write_json
+from benchmarks.training.checkpoint import load_network
 from benchmarks.training.data import DEFAULT_FOLDER, Split, load_dataset, validation_split
+from benchmarks.training.judge import BATCHES, judge_rows
 from benchmarks.training.network import ResidualCNN, student_of
 from benchmarks.training.rows import ROWS, Row, fine_tuning, row_named
+from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
+from benchmarks.training.script import known_rows, parser, reported, write_table
 from benchmarks.training.summary import markdown
 from benchmarks.training.trainer import TrainConfig, accuracy, learning_rate
 from fastcompress.report.size import size_bytes
 
 __all__ = ["Lab", "main"]
 
+MODULE = "benchmarks.training.table"
 RESULTS = Path("benchmarks/results/training")
-BATCHES = (1, 64)
+TABLE = RESULTS / "fashion_mnist.json"
 
 
 class Batches:
@@ -77,8 +76,7 @@ class Lab:
 
     def folder(self, row: Row, seed: int) -> Path:
         """Where a row's checkpoints lie."""
-        name = "".join(letter if letter.isalnum() else "-" for letter in row.name)
-        return self.work / f"{name}-{seed}"
+        return self.work / folder_name(row, seed)
 
     def start(self, row: Row, seed: int) -> ResidualCNN:
         """The network that a row's training starts from."""
@@ -118,121 +116,34 @@ class Lab:
     def trained(self, row: Row, seed: int) -> nn.Module:
         """The network of a row with its masks and fake quantization."""
         if row.untrained:
-            stage: Any = (row.stages or (lambda _: []))(self.dense)[0]
-            return fc.prune(self.dense, stage.sparsity, stage.pattern, ignore=stage.ignore)
+            return pruned_only(self.dense, (row.stages or (lambda _: []))(self.dense))
         return self.run(row, seed, progress=False).model
 
     def is_done(self, row: Row, seed: int) -> bool:
         """Whether a row's training is over."""
-        path = self.folder(row, seed) / "last.pt"
-        if row.untrained:
-            return True
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return len(state["history"]) == row.epochs
-
-
-def reported() -> list[dict[str, Any]]:
-    """The lines of the table so far."""
-    path = RESULTS / "fashion_mnist.json"
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-
-
-def train(lab: Lab, rows: Sequence[Row], seeds: Sequence[int] | None) -> None:
-    """Train what is neither in the table nor trained: first seeds first."""
-    known = {(line["row"], line["seed"]) for line in reported()}
-    for seed in sorted({seed for row in rows for seed in row.seeds}):
-        for row in rows:
-            wanted = seed in row.seeds and (seeds is None or seed in seeds) and (row.name, seed) not in known
-            if wanted and not lab.is_done(row, seed):
-                start = time.perf_counter()
-                result = lab.run(row, seed)
-                last = result.history.rows[-1]
-                print(
-                    f"{row.name}, seed {seed}: validation {last.score:.2f}%, {time.perf_counter() - start:.0f} s",
-                    flush=True,
-                )
-
-
-def finish(lab: Lab, rows: Sequence[Row], compiled: bool) -> list[dict[str, Any]]:
-    """Convert, judge and time every row that is trained."""
-    example = lab.normalizer(lab.test.images[: BATCHES[-1]])
-    lines = []
-    for row in rows:
-        for seed in row.seeds:
-            if not lab.is_done(row, seed):
-                continue
-            trained = lab.trained(row, seed)
-            model = fc.convert(trained, example_inputs=example, progress=False).eval()
-            line: dict[str, Any] = {
-                "row": row.name,
-                "seed": seed,
-                "epochs": 0 if row.untrained else row.epochs,
-                "accuracy": accuracy(model, lab.test, lab.normalizer),
-                "bytes": size_bytes(model),
-            }
-            if seed == row.seeds[0]:
-                line["latency"] = {
-                    str(batch): latency(model, lab.dense, example[:batch], compiled) for batch in BATCHES
-                }
-            lines.append(line)
-            print(json.dumps(line), flush=True)
-    return lines
-
-
-def latency(model: nn.Module, dense: nn.Module, x: Tensor, compiled: bool, min_time_s: float = 0.5) -> dict[str, float]:
-    """Milliseconds: the network, torch fp32 eager, and the strongest dense form; all in turn.
-
-    Raises:
-        RuntimeError: a form does not run.
-    """
-    x = x.contiguous(memory_format=torch.channels_last)
-    seen = fc.benchmark(model, dense, x, compiled=compiled, min_time_s=min_time_s)
-    silent = [f"{row.name} ({row.note})" for row in seen.rows if row.seconds is None]
-    if silent:  # a missing dense form would flatter every network
-        raise RuntimeError(f"latency: {', '.join(silent)} did not run, so the strongest dense form is not known")
-    times = {row.name: row.seconds * 1e3 for row in seen.rows if row.seconds is not None}
-    strongest = seen.strongest_dense
-    assert strongest.seconds is not None
-    assert seen.compressed.seconds is not None
-    return {**times, "strongest dense": strongest.seconds * 1e3, "this": seen.compressed.seconds * 1e3}
+        return row.untrained or finished_epochs(self.folder(row, seed)) == row.epochs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.table", description=__doc__)
-    parser.add_argument("command", choices=("train", "finish"))
-    parser.add_argument("--data", default=str(DEFAULT_FOLDER), help="folder of the images")
-    parser.add_argument("--dense", default=str(RESULTS / "dense.safetensors"), help="the dense network")
-    parser.add_argument("--work", default="build/training", help="checkpoints of the rows")
-    parser.add_argument("--row", action="append", help="only this row; may be repeated")
-    parser.add_argument("--seed", type=int, action="append", help="only this seed; may be repeated")
-    parser.add_argument("--threads", type=int, help="threads; the same bits on resuming need the same number")
-    parser.add_argument("--no-compile", action="store_true", help="finish: leave the compiled dense network out")
-    options = parser.parse_args(arguments)
+    options = parser(
+        MODULE, __doc__, str(DEFAULT_FOLDER), str(RESULTS / "dense.safetensors"), "build/training"
+    ).parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     lab = Lab.open(options.data, options.dense, options.work)
     rows = ROWS if options.row is None else [row_named(name) for name in options.row]
     if options.command == "train":
-        train(lab, rows, options.seed)
+        train_missing(lab, rows, options.seed, known_rows(reported(TABLE)))
         return 0
-    dense: Callable[[Tensor], Tensor] = lab.dense
-    fresh = finish(lab, rows, compiled=not options.no_compile)
-    judged = {(line["row"], line["seed"]) for line in fresh}
-    # Lines whose checkpoints are gone stay.
-    lines = [*fresh, *(line for line in reported() if (line["row"], line["seed"]) not in judged)]
-    order = [row.name for row in ROWS]
-    report = {
-        "dense": {"accuracy": accuracy(dense, lab.test, lab.normalizer), "bytes": size_bytes(lab.dense)},
-        "rows": sorted(lines, key=lambda line: (order.index(line["row"]), line["seed"])),
-        "machine": machine.describe(),
-        "command": "python -m benchmarks.training.table train && python -m benchmarks.training.table finish",
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS / "fashion_mnist.json", report)
-    (RESULTS / "fashion_mnist.md").write_text(markdown(report), encoding="utf-8")
+
+    def tested(model: nn.Module) -> float:
+        return accuracy(model, lab.test, lab.normalizer)
+
+    example = lab.normalizer(lab.test.images[: BATCHES[-1]])
+    fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled=not options.no_compile)
+    dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
+    write_table(TABLE, fresh, [row.name for row in ROWS], {"dense": dense}, MODULE, markdown)
     return 0
 
 

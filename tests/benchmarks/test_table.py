@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from benchmarks.training import rows as rows_module
 from benchmarks.training.augment import Normalizer
 from benchmarks.training.data import Split
+from benchmarks.training.judge import latency
 from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
 from benchmarks.training.rows import ROWS, fine_tuning, row_named
 from benchmarks.training.summary import ALONE, DISTILLED, FULL, SPARSEST, goals, markdown
-from benchmarks.training.table import Batches, Lab, latency
+from benchmarks.training.table import Batches, Lab
 from fastcompress.pruning import masked, sparsity_of
 from fastcompress.quantization import fake_quantized
 

@@ -1,0 +1,79 @@
+"""Converting, judging and timing trained rows: what the image table and the text table share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastcompress as fc
+from benchmarks.training.runs import Laboratory, TableRow
+from fastcompress.report.size import size_bytes
+
+__all__ = ["BATCHES", "judge_rows", "latency"]
+
+#: Batch sizes that are timed; layers are chosen at the last.
+BATCHES = (1, 64)
+
+
+def judge_rows(
+    lab: Laboratory[Any],
+    rows: Sequence[TableRow],
+    dense: nn.Module,
+    example: Tensor,
+    accuracy: Callable[[nn.Module], float],
+    compiled: bool,
+) -> list[dict[str, Any]]:
+    """Convert, judge and time every row that is trained; each is printed too.
+
+    Args:
+        lab: what trained them.
+        rows: in the order of the table.
+        dense: what the time is compared with.
+        example: inputs of the largest batch that is timed.
+        accuracy: percent on the test split.
+        compiled: also time ``torch.compile`` of the dense network.
+
+    Returns:
+        Lines with row, seed, epochs, accuracy and bytes, and for each row's first seed latency.
+    """
+    lines = []
+    for row in rows:
+        for seed in row.seeds:
+            if not lab.is_done(row, seed):
+                continue
+            model = fc.convert(lab.trained(row, seed), example_inputs=example, progress=False).eval()
+            line: dict[str, Any] = {
+                "row": row.name,
+                "seed": seed,
+                "epochs": 0 if row.untrained else row.epochs,
+                "accuracy": accuracy(model),
+                "bytes": size_bytes(model),
+            }
+            if seed == row.seeds[0]:
+                line["latency"] = {str(batch): latency(model, dense, example[:batch], compiled) for batch in BATCHES}
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+    return lines
+
+
+def latency(model: nn.Module, dense: nn.Module, x: Tensor, compiled: bool, min_time_s: float = 0.5) -> dict[str, float]:
+    """Milliseconds: the network, torch fp32 eager, and the strongest dense form; all in turn.
+
+    Raises:
+        RuntimeError: a form does not run.
+    """
+    if x.dim() == 4:  # images
+        x = x.contiguous(memory_format=torch.channels_last)
+    seen = fc.benchmark(model, dense, x, compiled=compiled, min_time_s=min_time_s)
+    silent = [f"{row.name} ({row.note})" for row in seen.rows if row.seconds is None]
+    if silent:  # a missing dense form would flatter every network
+        raise RuntimeError(f"latency: {', '.join(silent)} did not run, so the strongest dense form is not known")
+    times = {row.name: row.seconds * 1e3 for row in seen.rows if row.seconds is not None}
+    strongest = seen.strongest_dense
+    assert strongest.seconds is not None
+    assert seen.compressed.seconds is not None
+    return {**times, "strongest dense": strongest.seconds * 1e3, "this": seen.compressed.seconds * 1e3}
