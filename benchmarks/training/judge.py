@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import fastcompress as fc
+from benchmarks.harness import machine
 from benchmarks.training.runs import Laboratory, TableRow
+from fastcompress.nn import PackedLayer
 from fastcompress.report.size import size_bytes
 
 __all__ = ["BATCHES", "judge_rows", "latency"]
@@ -38,7 +40,8 @@ def judge_rows(
         compiled: also time ``torch.compile`` of the dense network.
 
     Returns:
-        Lines with row, seed, epochs, accuracy and bytes, and for each row's first seed latency.
+        Lines with row, seed, epochs, seconds of training, commit (of judging), accuracy and bytes, and for each row's
+        first seed the latency of the frozen network (`fastcompress.freeze`; as it is where it has no compressed layer).
     """
     lines = []
     for row in rows:
@@ -46,15 +49,20 @@ def judge_rows(
             if not lab.is_done(row, seed):
                 continue
             model = fc.convert(lab.trained(row, seed), example_inputs=example, progress=False).eval()
+            trained = [] if row.untrained else lab.run(row, seed, progress=False).history.rows
             line: dict[str, Any] = {
                 "row": row.name,
                 "seed": seed,
-                "epochs": 0 if row.untrained else row.epochs,
+                "epochs": len(trained),
+                "seconds": round(sum(epoch.seconds for epoch in trained)),
+                "commit": machine.describe()["commit"],
                 "accuracy": accuracy(model),
                 "bytes": size_bytes(model),
             }
             if seed == row.seeds[0]:
-                line["latency"] = {str(batch): latency(model, dense, example[:batch], compiled) for batch in BATCHES}
+                compressed = any(isinstance(module, PackedLayer) for module in model.modules())
+                timed = fc.freeze(model, example) if compressed else model
+                line["latency"] = {str(batch): latency(timed, dense, example[:batch], compiled) for batch in BATCHES}
             lines.append(line)
             print(json.dumps(line), flush=True)
     return lines

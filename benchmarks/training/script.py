@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from benchmarks.harness import machine
 from benchmarks.training.checkpoint import write_json
 
-__all__ = ["known_rows", "parser", "reported", "write_table"]
+__all__ = ["digest", "known_rows", "parser", "reported", "write_table"]
 
 
 def parser(module: str, description: str | None, data: str, dense: str, work: str) -> argparse.ArgumentParser:
@@ -36,9 +37,17 @@ def parser(module: str, description: str | None, data: str, dense: str, work: st
     return found
 
 
-def reported(path: Path) -> list[dict[str, Any]]:
-    """The lines of the table so far, from its JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def reported(path: Path, dense: str | Path) -> list[dict[str, Any]]:
+    """The lines of the table so far, from its JSON file; none where they started from another dense network."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return report["rows"] if report["dense"].get("sha256") == digest(dense) else []
 
 
 def known_rows(lines: Sequence[dict[str, Any]]) -> set[tuple[str, int]]:
@@ -50,7 +59,8 @@ def write_table(
     path: Path,
     fresh: Sequence[dict[str, Any]],
     names: Sequence[str],
-    header: dict[str, Any],
+    dense: dict[str, Any],
+    dense_path: str | Path,
     module: str,
     markdown: Callable[[dict[str, Any]], str],
 ) -> None:
@@ -60,14 +70,15 @@ def write_table(
         path: the JSON file. Lines in it whose checkpoints are gone, so that they are not among the fresh ones, stay.
         fresh: new lines.
         names: of all rows, in order.
-        header: what else is in the report.
+        dense: what the report says of the dense network.
+        dense_path: its file.
         module: what ``python -m`` runs.
         markdown: makes the table of the report.
     """
     judged = known_rows(fresh)
-    lines = [*fresh, *(line for line in reported(path) if (line["row"], line["seed"]) not in judged)]
+    lines = [*fresh, *(line for line in reported(path, dense_path) if (line["row"], line["seed"]) not in judged)]
     report = {
-        **header,
+        "dense": {**dense, "sha256": digest(dense_path)},
         "rows": sorted(lines, key=lambda line: (names.index(line["row"]), line["seed"])),
         "machine": machine.describe(),
         "command": f"python -m {module} train && python -m {module} finish",

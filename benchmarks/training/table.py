@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lab = Lab.open(options.data, options.dense, options.work)
     rows = ROWS if options.row is None else [row_named(name) for name in options.row]
     if options.command == "train":
-        train_missing(lab, rows, options.seed, known_rows(reported(TABLE)))
+        train_missing(lab, rows, options.seed, known_rows(reported(TABLE, options.dense)))
         return 0
 
     def tested(model: nn.Module) -> float:
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     example = lab.normalizer(lab.test.images[: BATCHES[-1]])
     fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled=not options.no_compile)
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
-    write_table(TABLE, fresh, [row.name for row in ROWS], {"dense": dense}, MODULE, markdown)
+    write_table(TABLE, fresh, [row.name for row in ROWS], dense, options.dense, MODULE, markdown)
     return 0
 
 
