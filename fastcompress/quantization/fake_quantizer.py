@@ -85,6 +85,17 @@ class FakeQuantizer(nn.Module):
         self.mode = STATES[int(self.state)]
         self.known = bool((self.scale > 0).all())
 
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; also takes over what an average of models (EMA) wrote into the buffers only."""
+        super().train(mode)
+        self.refresh()
+        return self
+
+    def refresh(self) -> None:
+        """Believe the buffers, which somebody may have written without ``load_state_dict``."""
+        if not self.state.is_meta:
+            self._read_back()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state = state_dict.get(f"{prefix}state")
         if isinstance(state, Tensor) and not (state.numel() == 1 and 0 <= int(state) < len(STATES)):
@@ -92,8 +103,7 @@ class FakeQuantizer(nn.Module):
             error_msgs.append(f"{prefix}state must hold one number from 0 to {len(STATES) - 1}, got {state.tolist()}")
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if not self.state.is_meta:
-            self._read_back()
+        self.refresh()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keeping_dtype(tensor: Tensor) -> Tensor:

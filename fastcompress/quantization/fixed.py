@@ -37,8 +37,10 @@ class FixedScales:
         """The scales that the fake quantization on ``layer`` simulates now (in state off: would, if it were on)."""
         quantizer = weight_quantizer(layer)
         assert quantizer is not None
+        quantizer.refresh()
         weight, weight_scale = quantizer.quantized_from(float_weight(layer))
         input = cast(InputFakeQuantize, getattr(layer, INPUT_NAME))
+        input.refresh()
         scale, zero_point = input.qparams()
         problem = None
         if not input.observed:
