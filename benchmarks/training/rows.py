@@ -13,7 +13,7 @@ from fastcompress.recipes import QAT, Distillation, Pruning, Stage
 __all__ = ["EPOCHS", "ROWS", "STUDENT_EPOCHS", "Row", "fine_tuning", "row_named"]
 
 #: Of every network that starts from the dense one, and of the students, which start from nothing.
-EPOCHS, STUDENT_EPOCHS = 20, 30
+EPOCHS, STUDENT_EPOCHS = 12, 20
 
 #: The first convolution has one input channel, which no block fits; the head is small.
 DENSE_LAYERS = ("stem.conv", "head")
@@ -50,7 +50,7 @@ def fine_tuning(row: Row, seed: int) -> TrainConfig:
     """The settings of a row: the same for all, but that students learn longer and faster."""
     return TrainConfig(
         epochs=row.epochs,
-        peak=0.1 if row.student else 0.05,
+        peak=0.1 if row.student else 0.02,
         weight_decay=5e-4,
         augmentation=Augmentation(shift=2, flip=0.5, erase=0.5),
         seed=seed,
@@ -58,26 +58,30 @@ def fine_tuning(row: Row, seed: int) -> TrainConfig:
 
 
 def _one_shot(sparsity: float, pattern: str) -> Stages:
-    return lambda teacher: [Pruning(sparsity, pattern, schedule="one-shot", ignore=DENSE_LAYERS)]
+    return lambda teacher: [Pruning(sparsity, pattern, scope="global", schedule="one-shot", ignore=DENSE_LAYERS)]
 
 
 def _gradual(sparsity: float, pattern: str) -> Stages:
-    return lambda teacher: [Pruning(sparsity, pattern, end=EPOCHS // 2, ignore=DENSE_LAYERS)]
+    return lambda teacher: [Pruning(sparsity, pattern, scope="global", end=EPOCHS // 2, ignore=DENSE_LAYERS)]
 
 
 def _distilled(sparsity: float, pattern: str) -> Stages:
     return lambda teacher: [*_gradual(sparsity, pattern)(teacher), Distillation(teacher)]
 
 
+def _qat() -> Stage:
+    return QAT(start=EPOCHS * 2 / 3, freeze_at=0.85 * EPOCHS)
+
+
 def _full(sparsity: float, pattern: str) -> Stages:
-    return lambda teacher: [*_distilled(sparsity, pattern)(teacher), QAT(start=0.6 * EPOCHS, freeze_at=0.85 * EPOCHS)]
+    return lambda teacher: [*_distilled(sparsity, pattern)(teacher), _qat()]
 
 
 def _channels(sparsity: float) -> Stages:
     return lambda teacher: [
         Pruning(sparsity, "channel", end=EPOCHS // 4, ignore=("head",)),
         Distillation(teacher),
-        QAT(start=0.6 * EPOCHS, freeze_at=0.85 * EPOCHS),
+        _qat(),
     ]
 
 

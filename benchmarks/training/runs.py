@@ -67,7 +67,7 @@ def pruned_only(dense: nn.Module, stages: Sequence[Stage]) -> nn.Module:
     """A row without training: the dense network pruned as the first stage says."""
     stage = stages[0]
     assert isinstance(stage, Pruning)
-    return fc.prune(dense, stage.sparsity, stage.pattern, ignore=stage.ignore)
+    return fc.prune(dense, stage.sparsity, stage.pattern, scope=stage.scope, ignore=stage.ignore)
 
 
 def train_missing(
