@@ -88,7 +88,7 @@ def _channels(sparsity: float) -> Stages:
 _HEADLINE = (0, 1, 2)
 
 ROWS: tuple[Row, ...] = (
-    Row("dense, trained on", _HEADLINE, None),
+    Row("dense, trained on", (0,), None),
     Row("90% 4x4, one-shot, not trained", (0,), _one_shot(0.9, "4x4"), untrained=True),
     Row("90% 4x4, one-shot", _HEADLINE, _one_shot(0.9, "4x4")),
     Row("90% 4x4, gradual", _HEADLINE, _gradual(0.9, "4x4")),

@@ -52,9 +52,9 @@ class Laboratory(Protocol[R]):
         """Whether a row's training is over."""
 
 
-def folder_name(row: TableRow, seed: int) -> str:
-    """The name of the folder of a row's checkpoints."""
-    return "".join(letter if letter.isalnum() else "-" for letter in row.name) + f"-{seed}"
+def folder_name(row: str, seed: int) -> str:
+    """The name of the folder of a row's checkpoints, and of its finished network."""
+    return "".join(letter if letter.isalnum() else "-" for letter in row) + f"-{seed}"
 
 
 def finished_epochs(folder: Path) -> int:

@@ -16,7 +16,7 @@ __all__ = ["digest", "known_rows", "parser", "reported", "write_table"]
 
 
 def parser(module: str, description: str | None, data: str, dense: str, work: str) -> argparse.ArgumentParser:
-    """The arguments ``train`` and ``finish`` and their options.
+    """The arguments ``train``, ``finish`` and ``check`` and their options.
 
     Args:
         module: what ``python -m`` runs.
@@ -26,7 +26,7 @@ def parser(module: str, description: str | None, data: str, dense: str, work: st
     found = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("command", choices=("train", "finish"))
+    found.add_argument("command", choices=("train", "finish", "check"))
     found.add_argument("--data", default=data, help=f"where the data lie ({data})")
     found.add_argument("--dense", default=dense, help="the dense network")
     found.add_argument("--work", default=work, help=f"checkpoints of the rows ({work})")
@@ -59,8 +59,8 @@ def write_table(
     path: Path,
     fresh: Sequence[dict[str, Any]],
     names: Sequence[str],
-    dense: dict[str, Any],
-    dense_path: str | Path,
+    header: dict[str, Any],
+    dense: str | Path,
     module: str,
     markdown: Callable[[dict[str, Any]], str],
 ) -> None:
@@ -70,15 +70,16 @@ def write_table(
         path: the JSON file. Lines in it whose checkpoints are gone, so that they are not among the fresh ones, stay.
         fresh: new lines.
         names: of all rows, in order.
-        dense: what the report says of the dense network.
-        dense_path: its file.
+        header: what else is in the report; of the dense network its accuracy and bytes.
+        dense: the file of the dense network.
         module: what ``python -m`` runs.
         markdown: makes the table of the report.
     """
     judged = known_rows(fresh)
-    lines = [*fresh, *(line for line in reported(path, dense_path) if (line["row"], line["seed"]) not in judged)]
+    lines = [*fresh, *(line for line in reported(path, dense) if (line["row"], line["seed"]) not in judged)]
     report = {
-        "dense": {**dense, "sha256": digest(dense_path)},
+        **header,
+        "dense": {**header["dense"], "sha256": digest(dense)},
         "rows": sorted(lines, key=lambda line: (names.index(line["row"]), line["seed"])),
         "machine": machine.describe(),
         "command": f"python -m {module} train && python -m {module} finish",

@@ -2,8 +2,10 @@
 
     python -m benchmarks.training.table train [--row NAME] [--seed N]    train what is missing, resuming rows half done
     python -m benchmarks.training.table finish                           convert, judge, time; write the table
+    python -m benchmarks.training.table check                            judge and time the networks that lie beside it
 
-Training may share the machine with other work; ``finish`` measures, so nothing else may run. Every row starts from the
+Training may share the machine with other work; ``finish`` and
+``check`` measure, so nothing else may run. Every row starts from the
 one dense network in ``benchmarks/results/training``, students from nothing. 5,000 training images are set aside, on
 which settings are to be chosen; the test images are used by ``finish`` only.
 """
@@ -22,7 +24,7 @@ from benchmarks.harness.layout import channels_last
 from benchmarks.training.augment import Normalizer, augment
 from benchmarks.training.checkpoint import load_network
 from benchmarks.training.data import DEFAULT_FOLDER, Split, load_dataset, validation_split
-from benchmarks.training.judge import BATCHES, judge_rows
+from benchmarks.training.judge import BATCHES, check_rows, judge_rows
 from benchmarks.training.network import ResidualCNN, student_of
 from benchmarks.training.rows import ROWS, Row, fine_tuning, row_named
 from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
@@ -76,7 +78,11 @@ class Lab:
 
     def folder(self, row: Row, seed: int) -> Path:
         """Where a row's checkpoints lie."""
-        return self.work / folder_name(row, seed)
+        return self.work / folder_name(row.name, seed)
+
+    def empty(self) -> ResidualCNN:
+        """A network for the weights of a row that starts from the dense one."""
+        return ResidualCNN(self.dense.config)
 
     def start(self, row: Row, seed: int) -> ResidualCNN:
         """The network that a row's training starts from."""
@@ -131,7 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ).parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    lab = Lab.open(options.data, options.dense, options.work)
+    try:
+        lab = Lab.open(options.data, options.dense, options.work)
+    except FileNotFoundError as error:
+        print(f"{options.command}: {error}")
+        return 0 if options.command == "check" else 1  # part of `make bench`, which installs no system packages
     rows = ROWS if options.row is None else [row_named(name) for name in options.row]
     if options.command == "train":
         train_missing(lab, rows, options.seed, known_rows(reported(TABLE, options.dense)))
@@ -141,9 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return accuracy(model, lab.test, lab.normalizer)
 
     example = lab.normalizer(lab.test.images[: BATCHES[-1]])
-    fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled=not options.no_compile)
+    compiled = not options.no_compile
+    if options.command == "check":
+        lines = reported(TABLE, options.dense)
+        return check_rows(lines, TABLE.with_suffix(""), lab.empty, lab.dense, example, tested, compiled)
+    fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled, TABLE.with_suffix(""))
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
-    write_table(TABLE, fresh, [row.name for row in ROWS], dense, options.dense, MODULE, markdown)
+    write_table(TABLE, fresh, [row.name for row in ROWS], {"dense": dense}, options.dense, MODULE, markdown)
     return 0
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fastcompress as fc
 from benchmarks.training import rows as rows_module
 from benchmarks.training.augment import Normalizer
 from benchmarks.training.data import Split
-from benchmarks.training.judge import latency
+from benchmarks.training.judge import check_rows, judge_rows, latency
 from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
 from benchmarks.training.rows import ROWS, fine_tuning, row_named
+from benchmarks.training.runs import folder_name
+from benchmarks.training.script import reported, write_table
 from benchmarks.training.summary import ALONE, DISTILLED, FULL, SPARSEST, goals, markdown
 from benchmarks.training.table import Batches, Lab
+from benchmarks.training.trainer import accuracy
 from fastcompress.pruning import masked, sparsity_of
 from fastcompress.quantization import fake_quantized
 
@@ -77,6 +82,44 @@ def test_a_baseline_trains_without_stages(lab: Lab) -> None:
     result = lab.run(row_named("dense, trained on"), 0, progress=False)
     assert masked(result.model) == {}
     assert len(result.history) == 4
+
+
+def test_kept_networks_are_judged_again(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So small a network may be faster in float.
+    monkeypatch.setattr(fc, "convert", partial(fc.convert, only_if_faster=False))
+    row = row_named("90% 4x4, gradual + distillation + W8A8")
+    lab.run(row, 0, progress=False)
+    example = lab.normalizer(lab.test.images)
+
+    def tested(model: nn.Module) -> float:
+        return accuracy(model, lab.test, lab.normalizer)
+
+    lines = judge_rows(lab, [row], lab.dense, example, tested, compiled=False, keep=tmp_path / "kept")
+    assert [(line["row"], line["seed"], line["epochs"]) for line in lines] == [(row.name, 0, 4)]
+    assert set(lines[0]["latency"]) == {"1", "64"}
+    kept = [path.name for path in (tmp_path / "kept").iterdir()]
+    assert kept == [folder_name(row.name, 0)]
+    arguments = (tmp_path / "kept", lab.empty, lab.dense, example, tested, False)
+    assert check_rows(lines, *arguments) == 0
+    assert "as in the table" in capsys.readouterr().out
+    lines[0]["accuracy"] += 1.0
+    assert check_rows(lines, *arguments) == 1
+    assert "the table says" in capsys.readouterr().out
+    assert check_rows([{**lines[0], "seed": 1}], *arguments) == 0  # not kept
+
+
+def test_lines_of_another_dense_network_do_not_stay(tmp_path: Path) -> None:
+    table, dense, other = tmp_path / "table.json", tmp_path / "dense", tmp_path / "other"
+    dense.write_bytes(b"dense")
+    other.write_bytes(b"other")
+    line = {"row": FULL, "seed": 0}
+    assert reported(table, dense) == []
+    for fresh, file, kept in (([line], dense, 1), ([{**line, "seed": 1}], dense, 2), ([], dense, 2), ([], other, 0)):
+        write_table(table, fresh, [FULL], {"dense": {"bytes": 1}}, file, "module", lambda report: "table")
+        assert len(reported(table, file)) == kept
+    assert reported(table, dense) == []
 
 
 def _report() -> dict[str, object]:
