@@ -4,6 +4,7 @@ from .allocate import allocate
 from .channels import prune_channels
 from .config import PruneConfig
 from .criteria import CRITERIA, magnitude_scores, random_scores, taylor_scores, wanda_scores
+from .erdos_renyi import erdos_renyi
 from .mask import Mask, apply_mask, mask_of, masked, permutation_of, remove_mask, sparsity_of
 from .matrix import as_matrix, from_matrix
 from .patterns import Pattern, parse_pattern
@@ -45,6 +46,7 @@ __all__ = [
     "as_matrix",
     "constant_sparsity",
     "cubic_sparsity",
+    "erdos_renyi",
     "from_matrix",
     "iterative_sparsity",
     "linear_sparsity",
