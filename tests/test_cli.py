@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastcompress
 from fastcompress.cli import main
@@ -208,6 +209,9 @@ def score(model):
 
 def batch():
     return loader()[0][0]
+
+def standing(parameters):
+    return torch.optim.SGD(parameters, lr=1e-30)
 """
 
 RECIPE = "epochs: 2\nstages:\n  - pruning: {sparsity: 0.5, pattern: 4x4, end: 1}\n  - qat: {start: 1}\n"
@@ -242,6 +246,18 @@ def test_compress_trains_saves_and_reports(training: str, capsys: pytest.Capture
     assert Path("report.html").read_text().startswith("<!DOCTYPE html>")
     assert main(["report", "report.json"]) == 0
     assert "Every stage" in capsys.readouterr().out
+
+
+def test_compress_takes_an_optimizer(training: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text(
+        "epochs: 1\nstages:\n  - pruning: {sparsity: 0.5, pattern: 4x4, schedule: one-shot}\n"
+    )
+    options = ["--recipe", "recipe.yaml", "--train", f"{training}:loader", "--optimizer", f"{training}:standing"]
+    answer(capsys, "compress", f"{training}:model", *options, "--out", "out")
+    start = fastcompress.cli.references.model(f"{training}:model")
+    trained = fastcompress.load("out", model=fastcompress.cli.references.model(f"{training}:model"))
+    weight, before = trained[0].weight, start[0].weight
+    assert torch.equal(weight, torch.where(weight == 0, weight, before))  # so small a rate changes nothing
 
 
 def test_compress_says_what_is_wrong_in_the_recipe(training: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,7 @@ def run_compress(options: argparse.Namespace) -> Answer:
         called(options.train),
         epochs=options.epochs,
         eval_fn=None if options.eval is None else imported(options.eval),
+        optimizer=None if options.optimizer is None else imported(options.optimizer),
         example_inputs=optional(options.inputs),
         max_drop=options.max_drop,
         checkpoint_dir=options.checkpoint_dir,

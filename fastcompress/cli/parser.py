@@ -105,6 +105,11 @@ def _make(command: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument("--recipe", required=True, help="YAML file with the stages and, usually, the number of epochs")
     train.add_argument("--train", required=True, help="makes the training batches (a DataLoader)", **_REFERENCE)
     train.add_argument("--eval", help="is itself the function: model -> score, higher is better", **_REFERENCE)
+    train.add_argument(
+        "--optimizer",
+        help="is itself the function: list of parameters -> optimizer; default: AdamW at a rate of 0.001",
+        **_REFERENCE,
+    )
     train.add_argument("--inputs", help="makes one batch like those of real use; default: one of --train", **_REFERENCE)
     train.add_argument("--epochs", type=int, help="in place of the recipe's")
     train.add_argument("--max-drop", type=float, help="most that the score may fall; needs --eval")
