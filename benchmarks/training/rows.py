@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,8 @@ def fine_tuning(row: Row, seed: int) -> TrainConfig:
 
 def _pruning(teacher: ResidualCNN, sparsity: float, pattern: str, **options: Any) -> Pruning:
     """Early layers have few weights and keep more of them (ERK)."""
-    spread = erdos_renyi(teacher, sparsity, pattern, ignore=DENSE_LAYERS)
-    return Pruning({**spread}, pattern, ignore=DENSE_LAYERS, **options)
+    spread: Mapping[Any, float] = erdos_renyi(teacher, sparsity, pattern, ignore=DENSE_LAYERS)
+    return Pruning(spread, pattern, ignore=DENSE_LAYERS, **options)
 
 
 def _one_shot(sparsity: float, pattern: str) -> Stages:
