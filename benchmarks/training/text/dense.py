@@ -51,6 +51,7 @@ def train_dense(
     Returns:
         The record that is also written as JSON.
     """
+    began = machine.describe()  # now: when it ends the working tree may hold another commit
     torch.manual_seed(settings.seed)
     result = fit(ByteTransformer(config), [], settings, data, work, progress)
     own = {"network": config.to_json(), "data": "Django's translations", "data_sha256": data.digest()}
@@ -63,7 +64,7 @@ def train_dense(
         "training": dataclasses.asdict(settings),
         "test_accuracy": round(accuracy(model, data.test), 4),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "machine": machine.describe(),
+        "machine": began,
         "threads": torch.get_num_threads(),
         "history": [{"loss": row.losses["total"], "validation_accuracy": row.score} for row in result.history.rows],
     }

@@ -13,10 +13,10 @@ from fastcompress.recipes import QAT, Distillation, Pruning, Stage
 __all__ = ["DENSE", "EPOCHS", "ROWS", "STUDENT_EPOCHS", "TextRow", "fine_tuning", "row_named"]
 
 #: Of every network that starts from the dense one, and of the students, which start from nothing as the dense one did.
-EPOCHS, STUDENT_EPOCHS = 6, 18
+EPOCHS, STUDENT_EPOCHS = 6, 24
 
 #: How the dense network itself is trained.
-DENSE = TextSettings(epochs=18, peak=1e-3)
+DENSE = TextSettings(epochs=24, peak=1e-3)
 
 #: The first layer and the last are small and sensitive.
 DENSE_LAYERS = ("patches", "head")
