@@ -15,7 +15,7 @@ from fastcompress.recipes import QAT, Distillation, Pruning, Stage
 __all__ = ["EPOCHS", "ROWS", "STUDENT_EPOCHS", "Row", "fine_tuning", "row_named"]
 
 #: Of every network that starts from the dense one, and of the students, which start from nothing.
-EPOCHS, STUDENT_EPOCHS = 12, 20
+EPOCHS, STUDENT_EPOCHS = 16, 20
 
 #: The first convolution has one input channel, which no block fits; the head is small.
 DENSE_LAYERS = ("stem.conv", "head")
