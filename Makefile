@@ -34,6 +34,7 @@ test: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.training.table check
+	$(BIN)/python -m benchmarks.training.text.table check
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastcompress as fc
 from benchmarks.training import judge
 from benchmarks.training.text import dense as dense_module
 from benchmarks.training.text import rows as rows_module
@@ -118,13 +119,25 @@ def test_rows_are_converted_judged_and_timed(lab: TextLab, data: TextDataset) ->
     rows = [row_named("90% 16x4, one-shot, not trained"), FULL, row_named("student (¼ of the parameters), distilled")]
     lab.run(rows[2], 0, progress=False)
     example = data.test.inputs()[:64]
-    lines = judge.judge_rows(lab, rows, lab.dense, example, lambda model: accuracy(model, data.test), compiled=False)
+    lines = judge.judge_rows(
+        lab, rows, lab.dense, example, lambda model: accuracy(model, data.test), compiled=False, keep=lab.work / "kept"
+    )
     assert [(line["row"], line["epochs"]) for line in lines] == [(rows[0].name, 0), (rows[2].name, 1)]
     assert {"fp32 eager", "bf16", "strongest dense", "this"} <= set(lines[1]["latency"]["64"])
     place = {"cpu": "a CPU", "threads": 2, "torch": "2.13.0", "commit": "0" * 40}
     dense = {"accuracy": 91.0, "bytes": 6_000_000}
     text = markdown({"dense": dense, "languages": 2, "rows": lines, "machine": place, "command": "make"})
     assert f"| {rows[2].name} | 1 | {lines[1]['accuracy']:.2f} |" in text
+
+
+def test_the_network_freezes(lab: TextLab, data: TextDataset) -> None:
+    quantized = fc.quantize(
+        lab.dense, fc.QuantConfig("W8A8", only_if_faster=False), calibration_data=[data.train.inputs()[:64]]
+    )
+    frozen = fc.freeze(quantized, data.test.inputs()[:64])
+    assert frozen.additions == 2
+    with torch.no_grad():
+        assert torch.equal(frozen(data.test.inputs()[:5]), quantized(data.test.inputs()[:5]))
 
 
 def test_the_command_trains_a_row_and_finishes(
@@ -135,14 +148,14 @@ def test_the_command_trains_a_row_and_finishes(
     monkeypatch.setattr(table, "load_texts", lambda place: load_texts(place, fewest=200))
     row = "student (¼ of the parameters), alone"
     files = ["--data", str(wheel), "--dense", str(lab.work / "dense.safetensors"), "--work", str(lab.work / "rows")]
-    assert table.main(["train", "--row", row, "--seed", "1", *files]) == 0
-    assert f"{row}, seed 1: validation" in capsys.readouterr().out
+    assert table.main(["train", "--row", row, "--seed", "0", *files]) == 0
+    assert f"{row}, seed 0: validation" in capsys.readouterr().out
     assert table.main(["finish", "--row", row, "--no-compile", *files]) == 0
     report = json.loads(path.read_text(encoding="utf-8"))
-    assert [(line["row"], line["seed"]) for line in report["rows"]] == [(row, 1)]
+    assert [(line["row"], line["seed"]) for line in report["rows"]] == [(row, 0)]
     assert f"| {row} | 1 |" in path.with_suffix(".md").read_text(encoding="utf-8")
     # What is in the table is not trained again.
-    assert table.main(["train", "--row", row, "--seed", "1", *files[:4], "--work", str(lab.work / "new")]) == 0
+    assert table.main(["train", "--row", row, "--seed", "0", *files[:4], "--work", str(lab.work / "new")]) == 0
     assert not (lab.work / "new").exists()
 
 

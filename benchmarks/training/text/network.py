@@ -108,9 +108,9 @@ class ByteTransformer(nn.Module):
         self.head = nn.Linear(width, config.classes)
 
     def forward(self, texts: Tensor) -> Tensor:
-        tokens = LENGTH // PATCH
-        full = texts.reshape(len(texts), tokens, PATCH).any(2)
-        embedded = self.bytes(texts).reshape(len(texts), tokens, -1)
+        count, tokens = texts.shape[0], LENGTH // PATCH
+        full = texts.reshape(count, tokens, PATCH).any(2)
+        embedded = self.bytes(texts).reshape(count, tokens, -1)
         x = self.patches(embedded) + self.positions
         for block in self.blocks:
             x = block(x, full[:, None, None, :])

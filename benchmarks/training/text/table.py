@@ -4,6 +4,7 @@
     python -m benchmarks.training.text.dense                   the dense network, if it is to be made again
     python -m benchmarks.training.text.table train             train what is missing, resuming rows half done
     python -m benchmarks.training.text.table finish            convert, judge, time; write the table
+    python -m benchmarks.training.text.table check             judge and time the networks that lie beside it
 
 ``--row NAME`` and ``--seed N`` choose among the rows.
 
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.training.judge import BATCHES, judge_rows
+from benchmarks.training.judge import BATCHES, check_rows, judge_rows
 from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
 from benchmarks.training.script import known_rows, parser, reported, write_table
 from benchmarks.training.text.catalogs import DEFAULT_DATA
@@ -57,11 +58,15 @@ class TextLab:
 
     def folder(self, row: TextRow, seed: int) -> Path:
         """Where a row's checkpoints lie."""
-        return self.work / folder_name(row, seed)
+        return self.work / folder_name(row.name, seed)
 
     def stages(self, row: TextRow) -> list[Stage]:
         """What a row's training does besides plain training."""
         return [] if row.stages is None else row.stages(self.dense)
+
+    def empty(self) -> ByteTransformer:
+        """A network for the weights of a row that starts from the dense one."""
+        return ByteTransformer(self.dense.config)
 
     def start(self, row: TextRow, seed: int) -> ByteTransformer:
         """The network that a row's training starts from."""
@@ -96,19 +101,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = ROWS if options.row is None else [row_named(name) for name in options.row]
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 0 if options.command == "check" else 1  # part of `make bench`, which downloads no data
     if options.command == "train":
-        train_missing(lab, rows, options.seed, known_rows(reported(TABLE)))
+        train_missing(lab, rows, options.seed, known_rows(reported(TABLE, options.dense)))
         return 0
 
     def tested(model: nn.Module) -> float:
         return accuracy(model, lab.data.test)
 
     example = lab.data.test.inputs()[: BATCHES[-1]]
-    fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled=not options.no_compile)
+    compiled = not options.no_compile
+    if options.command == "check":
+        lines = reported(TABLE, options.dense)
+        return check_rows(lines, TABLE.with_suffix(""), lab.empty, lab.dense, example, tested, compiled)
+    fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled, TABLE.with_suffix(""))
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
     header = {"dense": dense, "languages": len(lab.data.languages)}
-    write_table(TABLE, fresh, [row.name for row in ROWS], header, MODULE, markdown)
+    write_table(TABLE, fresh, [row.name for row in ROWS], header, options.dense, MODULE, markdown)
     return 0
 
 
