@@ -9,10 +9,12 @@ from pathlib import Path
 
 from benchmarks.harness.results import markdown, quality_table
 from benchmarks.training import summary
+from benchmarks.training.text import summary as text_summary
 
 __all__ = ["fill", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAINING = ROOT / "benchmarks" / "results" / "training"
 
 
 def fill(readme: str, name: str, table: str) -> str:
@@ -38,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = path.read_text(encoding="utf-8")
     after = fill(before, "results", markdown(document["rows"], document["machine"]))
     after = fill(after, "pruning", quality_table(document["details"]))
-    trained = ROOT / "benchmarks" / "results" / "training" / "fashion_mnist.json"
-    after = fill(after, "training", summary.markdown(json.loads(trained.read_text(encoding="utf-8"))))
+    for name, markdown_of in (("fashion_mnist", summary.markdown), ("django_languages", text_summary.markdown)):
+        trained = TRAINING / f"{name}.json"
+        if trained.exists():
+            after = fill(after, name, markdown_of(json.loads(trained.read_text(encoding="utf-8"))))
     if options.check:
         print("README.md is up to date" if after == before else "README.md does not show the latest results")
         return int(after != before)

@@ -12,6 +12,7 @@ which settings are to be chosen; the test images are used by ``finish`` only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmarks.training.checkpoint import load_network
 from benchmarks.training.data import DEFAULT_FOLDER, Split, load_dataset, validation_split
 from benchmarks.training.judge import BATCHES, check_rows, judge_rows
 from benchmarks.training.network import ResidualCNN, student_of
+from benchmarks.training.plot import draw
 from benchmarks.training.rows import ROWS, Row, fine_tuning, row_named
 from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
 from benchmarks.training.script import known_rows, parser, reported, write_table
@@ -158,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled, TABLE.with_suffix(""))
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
     write_table(TABLE, fresh, [row.name for row in ROWS], {"dense": dense}, options.dense, MODULE, markdown)
+    draw(json.loads(TABLE.read_text(encoding="utf-8")), TABLE.with_suffix(".svg"), "Fashion-MNIST")
     return 0
 
 

@@ -15,6 +15,7 @@ texts; the test texts are used by ``finish`` only.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.training.judge import BATCHES, check_rows, judge_rows
+from benchmarks.training.plot import draw
 from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
 from benchmarks.training.script import known_rows, parser, reported, write_table
 from benchmarks.training.text.catalogs import DEFAULT_DATA
@@ -118,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
     header = {"dense": dense, "languages": len(lab.data.languages)}
     write_table(TABLE, fresh, [row.name for row in ROWS], header, options.dense, MODULE, markdown)
+    draw(json.loads(TABLE.read_text(encoding="utf-8")), TABLE.with_suffix(".svg"), "Languages of Django's translations")
     return 0
 
 
