@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fastcompress.nn import PackedLayer
-from fastcompress.quantization.activations import epilogue_activation
 
-from .capture import tensor_of
+from .capture import same_shapes, tensor_of
+from .mutation import changes_others
 
-__all__ = ["fuse_epilogues", "layer_of", "remove_idle"]
+__all__ = ["fuse_epilogues", "layer_of", "moves_are_safe", "relu_of", "remove_idle"]
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-#: Only functions that the epilogue computes to the bit as torch does: freezing changes no result.
-_EXACT = ("relu", "relu6")
 _FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "relu", "relu_": "relu", F.relu6: "relu6"}
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+#: Modules of torch that give a new tensor.
+_MAKERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
 def layer_of(model: fx.GraphModule, node: Any) -> PackedLayer | None:
@@ -35,28 +35,46 @@ def layer_of(model: fx.GraphModule, node: Any) -> PackedLayer | None:
 def remove_idle(model: fx.GraphModule) -> None:
     """Take out what does nothing in eval mode: ``Identity`` and dropout."""
     for node in model.graph.nodes:
-        if node.op == "call_module" and type(model.get_submodule(str(node.target))) in _IDLE:
+        plain = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
+        if plain and type(model.get_submodule(str(node.target))) in _IDLE:
             node.replace_all_uses_with(node.args[0])
             model.graph.erase_node(node)
+
+
+def moves_are_safe(model: fx.GraphModule) -> bool:
+    """Whether no step changes a tensor that another one reads, so that steps may move along the graph."""
+
+    def is_fresh(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(model.get_submodule(str(node.target)), (PackedLayer, *_MAKERS))
+        if node.target in (operator.iadd, "add_"):  # hands on what it wrote into
+            written = node.args[0]
+            return isinstance(written, fx.Node) and len(written.users) == 1 and is_fresh(written)
+        return node.op == "call_function" and node.target in (operator.add, torch.add)
+
+    return not changes_others(model, is_fresh)
 
 
 def fuse_epilogues(model: fx.GraphModule) -> tuple[int, int]:
     """Fuse residual additions, then activations; returns how many of each.
 
-    A layer whose activation changes is replaced by a copy in ``model``; the modules that ``model`` was made from stay
-    as they are.
+    A call whose layer gets an activation calls a copy of that layer; the modules that ``model`` was made from, and
+    other calls of the same layer, stay as they are.
     """
-    additions = sum(_fuse_addition(model, node) for node in list(model.graph.nodes))
+    additions = 0
+    if moves_are_safe(model):
+        additions = sum(_fuse_addition(model, node) for node in list(model.graph.nodes))
     activations = sum(_fuse_activation(model, node) for node in list(model.graph.nodes))
     return additions, activations
 
 
 def _fuse_addition(model: fx.GraphModule, addition: fx.Node) -> bool:
-    if addition.target not in _ADDITIONS or len(addition.args) != 2 or addition.kwargs:
+    called = addition.op in ("call_function", "call_method")
+    if not called or addition.target not in _ADDITIONS or len(addition.args) != 2 or addition.kwargs:
         return False
     order = {node: place for place, node in enumerate(model.graph.nodes)}
     pair = [node for node in addition.args if isinstance(node, fx.Node)]
-    # The later of two layers takes the earlier one's output; equal shapes, as an epilogue does not broadcast.
+    # The later of two layers takes the earlier one's output.
     for layer_node in sorted(pair, key=lambda node: -order[node]):
         layer = layer_of(model, layer_node)
         others = [node for node in pair if node is not layer_node]
@@ -74,14 +92,10 @@ def _fuse_addition(model: fx.GraphModule, addition: fx.Node) -> bool:
 
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
+    """An epilogue does not broadcast; and in 16 bits torch rounds the layer's output before it adds."""
     first, second = tensor_of(a), tensor_of(b)
-    return (
-        first is not None
-        and second is not None
-        and first.shape == second.shape
-        and first.dtype == second.dtype
-        and first.dtype == torch.float32  # in bfloat16 torch rounds the layer's output before it adds
-    )
+    floats = all(seen is not None and seen.dtype == torch.float32 for seen in (first, second))
+    return floats and same_shapes(a, b)
 
 
 def _fuse_activation(model: fx.GraphModule, node: fx.Node) -> bool:
@@ -89,18 +103,27 @@ def _fuse_activation(model: fx.GraphModule, node: fx.Node) -> bool:
     layer = layer_of(model, source)
     if layer is None or not isinstance(source, fx.Node) or layer.activation != "none" or len(source.users) != 1:
         return False
-    name = _activation(model, node)
-    if name not in _EXACT:
+    name, seen = relu_of(model, node), tensor_of(source)
+    if name is None or seen is None or seen.dtype != torch.float32:  # float16 rounds tiny negatives to -0 first
         return False
     node.replace_all_uses_with(source)
     model.graph.erase_node(node)
-    model.add_submodule(str(source.target), layer.with_activation(name))
+    place = f"{str(source.target).replace('.', '_')}_{name}"
+    while hasattr(model, place):
+        place += "_"
+    model.add_submodule(place, layer.with_activation(name))
+    source.target = place
     return True
 
 
-def _activation(model: fx.GraphModule, node: fx.Node) -> str | None:
+def relu_of(model: fx.GraphModule, node: fx.Node) -> str | None:
+    """``"relu"`` or ``"relu6"`` where a node computes that: epilogues do both to the bit as torch does."""
     if node.op == "call_module":
-        return epilogue_activation(model.get_submodule(str(node.target)))
-    if node.kwargs and set(node.kwargs) != {"inplace"}:
+        module = model.get_submodule(str(node.target))
+        if type(module) is nn.ReLU:
+            return "relu"
+        six = isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0)
+        return "relu6" if six and type(module) in (nn.ReLU6, nn.Hardtanh) else None
+    if node.op not in ("call_function", "call_method") or (node.kwargs and set(node.kwargs) != {"inplace"}):
         return None
-    return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    return _FUNCTIONS.get(node.target)

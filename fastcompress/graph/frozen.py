@@ -13,6 +13,7 @@ from fastcompress.nn import PackedLayer
 from fastcompress.nn.calls import below_autograd, is_compiling, is_grad_enabled, is_transforming, raise_blob_error
 
 from .capture import tensor_of
+from .epilogue import layer_of
 
 __all__ = ["FrozenModel"]
 
@@ -26,17 +27,20 @@ class FrozenModel(nn.Module):
         links: layers that hand uint8 tensors to the next.
 
     It takes what the model took, in the dtypes of ``example_inputs``, and gives the same bits. There are no gradients,
-    hooks of inner modules do not run, and it is not saved: save the model and freeze it after loading.
+    hooks of inner modules do not run, and it stays in eval mode. It is neither saved nor changed: save, cast or load
+    into the model, and freeze that again.
     """
+
+    is_one_program = True
 
     def __init__(self, captured: fx.GraphModule, additions: int, activations: int, links: int) -> None:
         super().__init__()
         self.additions, self.activations, self.links = additions, activations, links
-        self.body = captured
+        self.body = captured  # for its modules and its graph; what runs is the program
         self._inputs = tuple(str(node.target) for node in captured.graph.nodes if node.op == "placeholder")
         self._dtypes = tuple(_dtype(node) for node in captured.graph.nodes if node.op == "placeholder")
         self._program = _compile(captured)
-        self.train(False)
+        self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives."""
@@ -51,6 +55,11 @@ class FrozenModel(nn.Module):
             raise RuntimeError(
                 "FrozenModel: torch.func transforms and forward-mode AD do not pass through it; use the model it was "
                 "frozen from"
+            )
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError(
+                "FrozenModel: autocast would change the dtypes that the program was made for; call it outside, or use "
+                "the model it was frozen from"
             )
         if is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
             raise RuntimeError(
@@ -75,10 +84,27 @@ class FrozenModel(nn.Module):
         raise kind(f"FrozenModel: an input is {got}, the model was frozen for {dtype}; convert it, or freeze again")
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode; RuntimeError for ``train(True)``."""
-        if mode:
-            raise RuntimeError("FrozenModel.train: a frozen model is for inference; train the model it came from")
+        """Stay in eval mode, whatever ``mode`` says: a model with a frozen part can be trained around it."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        probe = fn(torch.empty(0))
+        if probe.dtype != torch.float32 or probe.device.type != "cpu":
+            raise RuntimeError(
+                f"FrozenModel.to: the program was made for its dtypes on the CPU, not for {probe.dtype} on "
+                f"{probe.device}; cast the model it was frozen from, and freeze that"
+            )
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> NoReturn:
+        """Not possible: scales are part of the program."""
+        raise RuntimeError(
+            "FrozenModel.load_state_dict: scales are part of the program; load into the model it was frozen from, and "
+            "freeze that"
+        )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.load_state_dict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
         result = FrozenModel(copy.deepcopy(self.body, memo), self.additions, self.activations, self.links)
@@ -107,8 +133,8 @@ def _compile(captured: fx.GraphModule) -> Callable[..., Any]:
     values: dict[fx.Node, fx.Node] = {}
     for node in captured.graph.nodes:
         copied = values[node] = graph.node_copy(node, lambda old: values[old])
-        layer = captured.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, PackedLayer) and not layer.reordered:
+        layer = layer_of(captured, node)
+        if layer is not None:
             copied.op, copied.target = "call_function", _call(layer, str(node.target), node.kwargs)
             copied.kwargs = {name: value for name, value in copied.kwargs.items() if name == "residual"}
     lowered = fx.GraphModule(captured, graph, "Program")

@@ -17,8 +17,15 @@ def copied(model: M, function: str) -> M:
     """A deep copy of ``model``, for the public function called ``function``.
 
     Raises:
-        TypeError: the model cannot be copied; the message names the remedy, ``inplace=True``.
+        TypeError: the model cannot be copied, the message names the remedy, ``inplace=True``; or a part of it is one
+            program, whose layers cannot be replaced.
     """
+    frozen = [name or "the model" for name, module in model.named_modules() if getattr(module, "is_one_program", False)]
+    if frozen:
+        raise TypeError(
+            f"{function}: {frozen[0]} is frozen (fc.freeze), its layers are one program; pass the model that it was "
+            "frozen from"
+        )
     try:
         return copy.deepcopy(model)
     except Exception as error:

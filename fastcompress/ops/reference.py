@@ -39,7 +39,7 @@ def decode_for(op: str, packed: Tensor, family: str) -> dict[str, Any]:
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format in which a convolution of `x` ``[N,C,H,W]`` answers: channels-last if its channels lie
     innermost, else contiguous. Where both are true (one channel, one pixel), the strides of the dimensions of size 1
-    decide as they do in torch: those of a tensor that was made channels-last grow from C to N."""
+    decide as they do for dense tensors in torch: those of a tensor that was made channels-last grow from C to N."""
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     if not x.is_contiguous():

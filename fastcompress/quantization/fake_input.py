@@ -141,6 +141,11 @@ class InputFakeQuantize(FakeQuantizer):
         elems = x.numel() // x.shape[0] if x.dim() > 1 else x.numel()
         return 1.0 / (torch.sqrt(elems * self._largest()) * self.unit)
 
+    def refresh(self) -> None:
+        observed = self.observed  # zeros alone leave no trace in the buffers
+        super().refresh()
+        self.observed = self.observed or observed
+
     def _read_back(self) -> None:
         super()._read_back()
         self.observed = self.known or not self.is_degenerate

@@ -131,7 +131,7 @@ def explain(model: nn.Module, example_inputs: Any = None) -> Explanation:
     compiled_from = getattr(model, "_orig_mod", None)  # what torch.compile wrapped: its names are those of the record
     if isinstance(compiled_from, nn.Module):
         model = compiled_from
-    if isinstance(model, FrozenModel) and example_inputs is not None:
+    if example_inputs is not None and any(isinstance(module, FrozenModel) for module in model.modules()):
         raise ValueError(
             "explain: a frozen model runs as one program, in which layers cannot be timed; explain the model that it "
             "was frozen from, and time the frozen one with fc.benchmark"

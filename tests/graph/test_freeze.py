@@ -15,11 +15,17 @@ from tests.graph.models import Net, images, int8
 
 
 def same_bits(model: nn.Module, frozen: nn.Module, *inputs: Tensor) -> None:
+    """NaN is NaN, zeros have signs, and what `view` can do is the same too."""
     with torch.no_grad():
         for x in inputs:
-            expected, found = model(x), frozen(x)
+            expected, found = model(x.clone()), frozen(x.clone())
             assert found.dtype == expected.dtype
-            assert torch.equal(found, expected)
+            assert found.shape == expected.shape
+            assert [s for s, n in zip(found.stride(), found.shape, strict=True) if n > 1] == [
+                s for s, n in zip(expected.stride(), expected.shape, strict=True) if n > 1
+            ]
+            same = (found == expected) & (found.signbit() == expected.signbit()) | found.isnan() & expected.isnan()
+            assert bool(same.all())
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +61,16 @@ def test_sparse_layers(pattern: str) -> None:
 def test_layers_of_a_chain_hand_on_bytes(net: nn.Module) -> None:
     frozen = fc.freeze(net, images())
     seen: dict[str, torch.dtype] = {}
-    for name in ("first", "second"):
-        layer = frozen.body.blocks.get_submodule(f"0.{name}")
+    for name in ("blocks.0.first", "blocks_0_second_relu"):  # with an activation that the layer did not have
+        layer = frozen.body.get_submodule(name)
         original = layer.run
         object.__setattr__(
             layer, "run", lambda x, *rest, name=name, run=original: (seen.__setitem__(name, x.dtype), run(x, *rest))[1]
         )
     again = fc.FrozenModel(frozen.body, 0, 0, 0)  # the program is made from the layers as they are now
     same_bits(net, again, images(seed=3))
-    assert seen == {"first": torch.float32, "second": torch.uint8}  # the first one's input is a residual as well
+    # The first one's input is a residual as well.
+    assert seen == {"blocks.0.first": torch.float32, "blocks_0_second_relu": torch.uint8}
 
 
 def test_linear_layers_hand_on_bytes() -> None:
@@ -142,7 +149,7 @@ def test_bfloat16_keeps_its_roundings() -> None:
         frozen(images())
 
 
-def test_without_native_activations_other_than_relu_stay(net: nn.Module) -> None:
+def test_activations_other_than_relu_stay() -> None:
     class Late(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -168,8 +175,7 @@ def test_model_stays_as_it_is_and_shares_nothing(net: nn.Module) -> None:
     ours = {t.data_ptr() for t in net.buffers()} & {t.data_ptr() for t in frozen.buffers()}
     assert not ours
     assert not any(module.training for module in frozen.modules())
-    with pytest.raises(RuntimeError, match="for inference"):
-        frozen.train()
+    assert not any(module.training for module in frozen.train().modules())
 
 
 def test_copies_and_files(net: nn.Module) -> None:
@@ -217,7 +223,7 @@ def test_errors(net: nn.Module) -> None:
 
     with pytest.raises(ValueError, match="Branches cannot be captured as one graph"):
         fc.freeze(Branches(), images())
-    with pytest.raises(RuntimeError, match="does not give the model's bits"):
+    with pytest.raises(RuntimeError, match="output 0 of the program differs"):
         fc.freeze(Random(), images())
     with pytest.raises(TypeError, match=r"freeze: model must be a torch\.nn\.Module, got str"):
         fc.freeze("model", images())  # type: ignore[arg-type]
