@@ -159,7 +159,7 @@ Tensor linear_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_feat
 }
 
 // Whether a 4-D tensor lies in channels-last order. Where both orders fit (one channel, one pixel), the strides of the
-// dimensions of size 1 decide as they do in torch: those of a tensor that was made channels-last grow from C to N.
+// dimensions of size 1 decide, as in torch: those of a tensor that was made channels-last grow from C to N.
 bool is_channels_last(const Tensor& t) {
     int64_t expected = 1, least = 0;
     bool growing = true;
