@@ -29,16 +29,13 @@ class TrainerCheckpoints:
     """
 
     def __init__(self, stages: Sequence[Stage], steps_per_epoch: int, steps: int, dense: nn.Module) -> None:
-        teachers = [stage.teacher for stage in stages if isinstance(stage, Distillation)]
+        given = [stage.teacher for stage in stages if isinstance(stage, Distillation)]
+        teachers = [dense if teacher == DENSE_TEACHER else teacher for teacher in given]
         self._identity = {
             "stages": [stage.to_json() for stage in stages],
             "steps_per_epoch": steps_per_epoch,
             "steps": steps,
-            "teachers": [
-                fingerprint(dense if teacher == DENSE_TEACHER else teacher)
-                for teacher in teachers
-                if teacher == DENSE_TEACHER or isinstance(teacher, nn.Module)
-            ],
+            "teachers": [fingerprint(teacher) for teacher in teachers if isinstance(teacher, nn.Module)],
         }
 
     def save(self, checkpoint: Path, state: dict[str, Any], model: nn.Module) -> None:

@@ -230,7 +230,7 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]  # transformer
             if not model.training:
                 return compute_loss(model, inputs, *args, **kwargs)
             session, trainer = self._running(), self._trainer
-            step, parts = trainer.state.global_step, {}
+            parts: dict[str, Any] = {}
             if not session.distilling:
                 result = compute_loss(model, inputs, *args, **kwargs)
                 loss, *rest = result if isinstance(result, tuple) else (result,)
@@ -250,7 +250,9 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]  # transformer
                 with trainer.accelerator.autocast():
                     loss, parts = session.loss(loss * divisor, batch, outputs[-1])
                 loss = loss / divisor
-            check_finite(float(loss.detach().mean()), "the loss", step, self._steps_per_epoch, parts)
+            check_finite(
+                float(loss.detach().mean()), "the loss", trainer.state.global_step, self._steps_per_epoch, parts
+            )
             return (loss, *rest) if isinstance(result, tuple) else loss
 
         return wrapper

@@ -87,6 +87,34 @@ def test_a_pretrained_model(tmp_path: Path) -> None:
     assert fast(**batch).logits.shape == (24, 3)
 
 
+def test_a_language_model(tmp_path: Path) -> None:
+    """Its embedding and its head share a weight, and its loss is divided by the tokens of all batches of a step."""
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=8,
+        tie_word_embeddings=True,
+    )
+
+    def trained(folder: Path, resume: Any = None) -> Any:
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        rows = [{**row, "labels": row["input_ids"]} for row in sentences()]
+        options = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+        if resume is None:
+            options |= {"save_strategy": "steps", "save_steps": 2}
+        recipe = [Pruning(0.5, "4x4", end=1, frequency=1), Distillation("dense"), QAT(start=1, freeze_at=1.5)]
+        return runs.train(model, recipe, folder, resume=resume, train_dataset=rows, **options).finish()
+
+    whole = trained(tmp_path)
+    assert whole.lm_head.weight is whole.model.embed_tokens.weight
+    assert same_state(trained(tmp_path, str(tmp_path / "checkpoint-2")), whole)
+
+
 def test_what_does_not_belong_together(tmp_path: Path) -> None:
     recipe = [Pruning(0.5, "4x4", end=1), QAT(start=1)]
     runs.train(runs.Classifier(), recipe, tmp_path, save_strategy="epoch", num_train_epochs=2)
