@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +11,19 @@ from torch import Tensor, nn
 from fastcompress.models.calibrate import ForwardFn
 from fastcompress.recipes import Session
 from fastcompress.recipes.processes import world_size
-from fastcompress.recipes.seeding import own_random_numbers
 
-from .session import Recipe, added_parameters, attached, make_session, missing_from, stages_of
+from .session import (
+    PROJECTIONS,
+    Recipe,
+    add_projections,
+    added_parameters,
+    attached,
+    first_batch,
+    make_session,
+    missing_from,
+    outputs_of,
+    stages_of,
+)
 
 try:
     import lightning.pytorch as pl
@@ -27,8 +36,6 @@ except ImportError:
         ) from error
 
 __all__ = ["CompressionCallback"]
-
-_PROJECTIONS = "fastcompress_projections"
 
 
 class CompressionCallback(pl.Callback):  # type: ignore[misc]  # Lightning is not checked
@@ -91,12 +98,11 @@ class CompressionCallback(pl.Callback):  # type: ignore[misc]  # Lightning is no
             )
         network = self._network_of(pl_module)
         steps, epochs = _length(trainer)
-        batch = _first_batch(trainer) if self.example_batch is None else self.example_batch
+        batch = first_batch(trainer.train_dataloader) if self.example_batch is None else self.example_batch
         self.session = make_session(network, self.stages, steps, epochs, batch, self.forward_fn)
         self._module = pl_module
         if self.session.distiller is not None:
-            # Part of the module, so that they are trained, moved and averaged with it.
-            pl_module.add_module(_PROJECTIONS, nn.ParameterList(self.session.distiller.parameters()))
+            add_projections(pl_module, self.session)
             pl_module.training_step = self._taught(pl_module.training_step, network)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -150,8 +156,8 @@ class CompressionCallback(pl.Callback):  # type: ignore[misc]  # Lightning is no
             RuntimeError: ``fit`` has not run.
         """
         session = self._session()
-        if hasattr(self._module, _PROJECTIONS):
-            delattr(self._module, _PROJECTIONS)
+        if hasattr(self._module, PROJECTIONS):
+            delattr(self._module, PROJECTIONS)
         return session.finish()
 
     def _session(self) -> Session:
@@ -181,8 +187,8 @@ class CompressionCallback(pl.Callback):  # type: ignore[misc]  # Lightning is no
                 loss = _loss_of(result)
                 if world_size() == 1 or loss is None:
                     return result
-                return _with_loss(result, attached(loss, getattr(self._module, _PROJECTIONS)))
-            with session.watching(), _outputs_of(network) as outputs:
+                return _with_loss(result, attached(loss, getattr(self._module, PROJECTIONS)))
+            with session.watching(), outputs_of(network) as outputs:
                 result = step(batch, *args, **kwargs)
             loss = _loss_of(result)
             if loss is None:
@@ -206,21 +212,6 @@ def _with_loss(result: Any, loss: Tensor) -> Any:
     return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
 
-@contextmanager
-def _outputs_of(network: nn.Module) -> Iterator[list[Any]]:
-    """What ``network`` returns inside the block."""
-    outputs: list[Any] = []
-
-    def remember(module: nn.Module, args: Any, output: Any) -> None:
-        outputs.append(output)
-
-    hook = network.register_forward_hook(remember)
-    try:
-        yield outputs
-    finally:
-        hook.remove()
-
-
 def _length(trainer: Any) -> tuple[int, float]:
     """Optimizer steps of an epoch, and epochs."""
     trainer.fit_loop.setup_data()  # makes the training loader, whose length is unknown before
@@ -233,10 +224,3 @@ def _length(trainer: Any) -> tuple[int, float]:
         )
     steps = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
     return steps, total / steps
-
-
-def _first_batch(trainer: Any) -> Any:
-    with own_random_numbers():
-        for batch in trainer.train_dataloader:
-            return batch
-    raise ValueError("CompressionCallback: the training loader is empty; it gave no batch")

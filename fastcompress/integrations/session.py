@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from fastcompress.distillation import SelfDistillation
 from fastcompress.models.calibrate import ForwardFn
 from fastcompress.quantization.fake_quantizer import FakeQuantizer
 from fastcompress.recipes import Session, Stage, check_recipe, load_recipe, phases_of
 from fastcompress.recipes.recipe import check_steps
 from fastcompress.recipes.seeding import own_random_numbers
 
-__all__ = ["Recipe", "added_parameters", "attached", "make_session", "missing_from", "stages_of"]
+__all__ = [
+    "PROJECTIONS",
+    "Recipe",
+    "add_projections",
+    "added_parameters",
+    "attached",
+    "first_batch",
+    "make_session",
+    "missing_from",
+    "outputs_of",
+    "stages_of",
+]
 
 Recipe = Stage | Iterable[Stage] | str | Path
+
+#: The submodule that holds the distiller's projections while a trainer trains them.
+PROJECTIONS = "fastcompress_projections"
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
@@ -62,6 +78,16 @@ def make_session(
         return Session(model, phases[0], steps_per_epoch, epochs, example_batch, forward_fn=forward_fn, dense=dense)
 
 
+def add_projections(owner: nn.Module, session: Session) -> None:
+    """Make the distiller's projections a part of ``owner``, so that they are trained, moved and averaged with it."""
+    assert session.distiller is not None
+    owner.add_module(PROJECTIONS, nn.ParameterList(session.distiller.parameters()))
+    own_teacher = session.distiller.teacher_model if isinstance(session.distiller.teacher, SelfDistillation) else None
+    if owner is session.model and own_teacher is not None:
+        # A teacher that follows the student must have the same tensors.
+        own_teacher.add_module(PROJECTIONS, copy.deepcopy(getattr(owner, PROJECTIONS)).requires_grad_(False))
+
+
 def added_parameters(session: Session) -> dict[str, nn.Parameter]:
     """Name → what the recipe has added to train: learned scales, and projections of the distiller."""
     added = {
@@ -89,3 +115,30 @@ def attached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         loss = loss + 0.0 * parameter.sum()
     return loss
+
+
+@contextmanager
+def outputs_of(network: nn.Module) -> Iterator[list[Any]]:
+    """What ``network`` returns inside the block."""
+    outputs: list[Any] = []
+
+    def remember(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output)
+
+    hook = network.register_forward_hook(remember)
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
+def first_batch(loader: Iterable[Any]) -> Any:
+    """The first batch of a training loader; the caller's random numbers stay as they were.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    with own_random_numbers():
+        for batch in loader:
+            return batch
+    raise ValueError("CompressionCallback: the training loader is empty; it gave no batch")

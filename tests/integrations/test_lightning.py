@@ -210,16 +210,30 @@ def test_refused_by_name() -> None:
         callbacks.CompressionCallback([Pruning(0.5)]).finish()
 
 
+class _Plain(Module):
+    """Calls itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
 def test_a_module_is_its_own_network_by_default() -> None:
-    class Plain(Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)  # type: ignore[no-any-return]
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
     callback = callbacks.CompressionCallback(full_recipe(), example_batch=next(iter(data())))
-    module = Plain()
+    module = _Plain()
     fit(module, callback)
     assert callback.finish() is module
     assert sorted(fake_quantized(module)) == ["net.0", "net.3", "net.9"]
+
+
+def test_a_self_teacher_follows_a_module_with_projections() -> None:
+    losses = [fc.distillation.FeatureLoss("net.0", projection="always")]
+    recipe = [Distillation(fc.distillation.SelfDistillation("ema", decay=0.5), losses=losses)]
+    callback = callbacks.CompressionCallback(recipe)
+    fit(_Plain(), callback, max_epochs=1)
+    assert callback.session is not None
+    assert callback.session.distiller is not None
+    teacher: Any = callback.session.distiller.teacher_model
+    assert not torch.equal(teacher.net[0].weight, network()[0].weight)  # type: ignore[arg-type]
