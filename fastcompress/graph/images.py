@@ -36,7 +36,7 @@ def run_channels_last(model: fx.GraphModule) -> None:
             if came is not None:
                 inside[node] = came
     for node, came in inside.items():
-        if node.target not in (as_channels_last,):
+        if node.target is not as_channels_last:
             _convert_back(model, node, came, inside)
 
 

@@ -37,6 +37,7 @@ SPEED = {
     "pruned, sparse float kernels": 3.0,
     "int8 without sparsity": 2.0,
     "compressed": 1.0,
+    "compressed, frozen": 0.5,
 }
 
 
@@ -136,7 +137,7 @@ def page(report: CompressionReport, tmp_path: Path) -> tuple[str, Page]:
 def test_stages_and_their_numbers(report: CompressionReport, result: Any) -> None:
     assert [row.name for row in report.stages] == [
         "dense, fp32 eager", "dense, fp32 channels-last", "dense, bf16", "pruned, dense kernels",
-        "pruned, sparse float kernels", "int8 without sparsity", "compressed",
+        "pruned, sparse float kernels", "int8 without sparsity", "compressed", "compressed, frozen",
     ]  # fmt: skip
     rows = {row.name: row for row in report.stages}
     assert rows["pruned, dense kernels"].seconds == {1: 5e-3, 5: 5e-3}  # the faster of its two memory formats
@@ -145,10 +146,12 @@ def test_stages_and_their_numbers(report: CompressionReport, result: Any) -> Non
     assert rows["dense, bf16"].size_bytes < 0.6 * size_bytes(result.dense)
     assert rows["compressed"].size_bytes == size_bytes(result.model)
     scores = [row.score for row in report.stages]
-    assert scores == [0.875, 0.875, None, 0.8125, 0.8125, None, 0.75]
+    assert scores == [0.875, 0.875, None, 0.8125, 0.8125, None, 0.75, 0.8125]
     assert report.drop == 0.125
     assert report.strongest_dense(5).name == "dense, bf16"  # type: ignore[union-attr]
     assert report.speedup(1) == 4.0
+    assert report.compressed is rows["compressed"]
+    assert report.speedup(1, rows["compressed, frozen"]) == 8.0
     assert report.speedup(1, rows["pruned, dense kernels"]) == 0.8
 
 
@@ -180,7 +183,7 @@ def test_a_recipe_without_pruning_has_only_two_stages() -> None:
     data = [(torch.rand(4, 4, 4, 4), torch.randint(3, (4,)))]
     result = fc.compress(make_net(), fc.recipes.QAT(), data, epochs=1, progress=False, timer=stopwatch)
     report = compression_report(result, batches=(2,), timer=stopwatch, bf16=False)
-    assert [row.name for row in report.stages if not row.dense] == ["compressed"]
+    assert [row.name for row in report.stages if not row.dense] == ["compressed", "compressed, frozen"]
     assert report.score is None
     assert report.drop is None
     assert pareto_points(report, 2) == []
@@ -356,5 +359,5 @@ def test_the_strongest_dense_form_is_in_the_plot(report: CompressionReport) -> N
     assert points["dense, bf16 (score of fp32 eager)"].y == 0.875
     assert set(points) == {
         "dense, fp32 channels-last", "dense, bf16 (score of fp32 eager)", "pruned, dense kernels",
-        "pruned, sparse float kernels", "compressed",
+        "pruned, sparse float kernels", "compressed", "compressed, frozen",
     }  # fmt: skip

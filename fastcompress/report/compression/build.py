@@ -19,9 +19,9 @@ from fastcompress.report.measure import compare
 from fastcompress.report.size import size_bytes
 
 from .batches import repeated
-from .data import CompressionReport, StageRow
+from .data import FINISHED, CompressionReport, StageRow
 from .layers import report_layers
-from .stages import FINISHED, CompressedResult, stage_models
+from .stages import CompressedResult, stage_models
 
 __all__ = ["compression_report"]
 

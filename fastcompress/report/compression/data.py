@@ -12,7 +12,10 @@ from rich.console import Group
 
 from fastcompress.report import render
 
-__all__ = ["CompressionReport", "ReportLayer", "StageRow"]
+__all__ = ["FINISHED", "FROZEN", "CompressionReport", "ReportLayer", "StageRow"]
+
+#: Names of the last stages: the finished model, and the same as one program.
+FINISHED, FROZEN = "compressed", "compressed, frozen"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class CompressionReport:
         title: of the page.
         dense_score, score: before and after; None without ``eval_fn``.
         batches: the measured batch sizes.
-        stages: forms of the dense model first, the finished model last.
+        stages: forms of the dense model first, then those between, then the finished model and, where it can be frozen
+            (`fastcompress.freeze`), the same as one program.
         layers: of the finished model.
         history: epoch by epoch, as `fastcompress.recipes.EpochRow`.
         recipe: stages and settings.
@@ -88,7 +92,7 @@ class CompressionReport:
     @property
     def compressed(self) -> StageRow:
         """The finished model."""
-        return self.stages[-1]
+        return next((row for row in self.stages if row.name == FINISHED), self.stages[-1])
 
     @property
     def size_ratio(self) -> float:

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from fastcompress.conversion import ConvertConfig, finish_model
+from fastcompress.graph import freeze
 from fastcompress.models.calibrate import ForwardFn
 from fastcompress.models.copying import copied
 from fastcompress.models.speed import Timer
+from fastcompress.nn import PackedLayer
 from fastcompress.nn.mask import mask_module, masked, original_weight, remove_mask
 from fastcompress.quantization.fake_layer import fake_quantized, take_off
 
-__all__ = ["FINISHED", "CompressedResult", "stage_models"]
+from .data import FINISHED, FROZEN
 
-#: The name of the last stage.
-FINISHED = "compressed"
+__all__ = ["CompressedResult", "stage_models"]
 
 
 class CompressedResult(Protocol):
@@ -67,6 +68,8 @@ def stage_models(
         stages.append(("pruned, sparse float kernels", True, lambda: finish(_float(trained))))
         stages.append(("int8 without sparsity", False, lambda: finish(_filled(trained))))
     stages.append((FINISHED, True, lambda: result.model))
+    if forward_fn is None and any(isinstance(module, PackedLayer) for module in result.model.modules()):
+        stages.append((FROZEN, True, lambda: freeze(result.model, result.example_inputs)))
     return stages
 
 

@@ -99,7 +99,8 @@ def stages_table(report: CompressionReport) -> Table:
         "ms: median of one call, all models in turns. vs dense: against the strongest dense form at that batch size; "
         "below 1 is slower."
     )
-    return Table("Every stage", [*columns, ("", "left")], rows, note if report.batches else "", (len(rows) - 1,))
+    strong = (report.stages.index(report.compressed),)
+    return Table("Every stage", [*columns, ("", "left")], rows, note if report.batches else "", strong)
 
 
 def layers_table(report: CompressionReport) -> Table:
