@@ -50,10 +50,13 @@ def draw(report: dict[str, Any], path: Path, task: str, batch: str = "64") -> Pa
     axes = figure.add_subplot()
     axes.axhline(report["dense"]["accuracy"], color="black", linewidth=0.8, linestyle="--")
     axes.annotate(_DENSE, (1.0, report["dense"]["accuracy"]), xytext=(2, 3), textcoords="offset points", fontsize=8)
-    for name, speed, accuracy in points(report, batch):
+    found = points(report, batch)
+    middle = (min(speed for _, speed, _ in found) + max(speed for _, speed, _ in found)) / 2 if found else 0.0
+    for name, speed, accuracy in found:
+        place, side = ((5, -3), "left") if speed <= middle else ((-5, -3), "right")  # names stay inside
         colour = _STUDENT if name.startswith("student") else _INT8 if _is_int8(name) else _OTHER
         axes.plot([speed], [accuracy], "o", color=colour, markersize=5)
-        axes.annotate(name, (speed, accuracy), xytext=(5, -3), textcoords="offset points", fontsize=7)
+        axes.annotate(name, (speed, accuracy), xytext=place, textcoords="offset points", fontsize=7, ha=side)
     axes.set_xlabel(f"times as fast as torch fp32, batch {batch}")
     axes.set_ylabel("test accuracy, %")
     axes.set_title(task, fontsize=10)
