@@ -85,7 +85,7 @@ def quantize(
     config = _configure(scheme, targets, ignore, observer, only_if_faster)
     source = _source(config, calibration_data, example_inputs, forward_fn, progress)
     earlier = record_of(model)
-    work = model if inplace else copied(model, "quantize")
+    work = copied(model, "quantize", inplace)
     result, decisions = quantize_model(work, config, source, timer or compare)
     _refuse_new_root("quantize", inplace, model, result)
     setattr(result, RECORD_ATTRIBUTE, _record(config.scheme, config.to_json(), decisions, earlier))
@@ -152,7 +152,7 @@ def convert(
         raise TypeError(f"convert: forward_fn must be callable as forward_fn(model, batch), got {forward_fn!r:.80}")
     config = ConvertConfig(targets, () if ignore is None else ignore, only_if_faster)  # type: ignore[arg-type]
     earlier = record_of(model)
-    work = model if inplace else copied(model, "convert")
+    work = copied(model, "convert", inplace)
     with undone_on_error(work):
         result, decisions, parts = finish_model(work, config, timer or compare, example_inputs, forward_fn, progress)
         _refuse_new_root("convert", inplace, model, result)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.training.augment import Augmentation
 from benchmarks.training.network import ResidualCNN
+from benchmarks.training.runs import TableRow
 from benchmarks.training.trainer import TrainConfig
 from fastcompress.pruning import erdos_renyi
 from fastcompress.recipes import QAT, Distillation, Pruning, Stage
 
-__all__ = ["EPOCHS", "ROWS", "STUDENT_EPOCHS", "Row", "fine_tuning", "row_named"]
+__all__ = ["EPOCHS", "ROWS", "STUDENT_EPOCHS", "Row", "fine_tuning"]
 
 #: Of every network that starts from the dense one, and of the students, which start from nothing.
 EPOCHS, STUDENT_EPOCHS = 16, 20
@@ -24,23 +24,8 @@ DENSE_LAYERS = ("stem.conv", "head")
 Stages = Callable[[ResidualCNN], list[Stage]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        name: what it is called there.
-        seeds: the headline has three.
-        stages: None trains without any, with the same settings.
-        student: a network of half the width, from nothing, in place of the dense one.
-        untrained: prune and judge, without an epoch of training.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    stages: Stages | None
-    student: bool = False
-    untrained: bool = False
+class Row(TableRow):
+    """One line of the image table."""
 
     @property
     def epochs(self) -> int:
@@ -115,15 +100,3 @@ ROWS: tuple[Row, ...] = (
     Row("student (¼ of the parameters), alone", _HEADLINE, None, student=True),
     Row("student (¼ of the parameters), distilled", _HEADLINE, lambda teacher: [Distillation(teacher)], student=True),
 )
-
-
-def row_named(name: str) -> Row:
-    """The row of this name.
-
-    Raises:
-        ValueError: there is none; the message lists them.
-    """
-    for row in ROWS:
-        if row.name == name:
-            return row
-    raise ValueError(f"row_named: {name!r:.80} is no row; there are {', '.join(repr(row.name) for row in ROWS)}")

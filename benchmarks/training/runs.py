@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,27 +15,46 @@ from torch import nn
 import fastcompress as fc
 from fastcompress.recipes import CompressionResult, Pruning, Stage
 
-__all__ = ["Laboratory", "TableRow", "finished_epochs", "folder_name", "pruned_only", "train_missing"]
+__all__ = ["Laboratory", "TableRow", "finished_epochs", "folder_name", "pruned_only", "row_named", "train_missing"]
 
 
-class TableRow(Protocol):
-    """One line of a table."""
+@dataclass(frozen=True)
+class TableRow(ABC):
+    """One line of a table.
+
+    Attributes:
+        name: what it is called there.
+        seeds: one training for each.
+        stages: makes the stages from the dense network; None trains without any, with the same settings.
+        student: a network of half the width, from nothing, in place of the dense one.
+        untrained: prune and judge, without an epoch of training.
+    """
+
+    name: str
+    seeds: tuple[int, ...] = (0,)
+    stages: Callable[[Any], list[Stage]] | None = None
+    student: bool = False
+    untrained: bool = False
 
     @property
-    def name(self) -> str:
-        """What it is called there."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """It is trained once with each."""
-
-    @property
+    @abstractmethod
     def epochs(self) -> int:
         """Passes over the training data."""
 
-    @property
-    def untrained(self) -> bool:
-        """Whether it is pruned and judged without training."""
+
+Row = TypeVar("Row", bound=TableRow)
+
+
+def row_named(rows: Iterable[Row], name: str) -> Row:
+    """The row of this name.
+
+    Raises:
+        ValueError: there is none; the message lists them.
+    """
+    known = {row.name: row for row in rows}
+    if name not in known:
+        raise ValueError(f"row_named: {name!r:.80} is no row; there are {', '.join(map(repr, known))}")
+    return known[name]
 
 
 R = TypeVar("R", bound=TableRow, contravariant=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.harness import machine
 from benchmarks.training.checkpoint import write_json
+from benchmarks.training.plot import draw
 
 __all__ = ["digest", "known_rows", "parser", "reported", "write_table"]
 
@@ -63,8 +64,9 @@ def write_table(
     dense: str | Path,
     module: str,
     markdown: Callable[[dict[str, Any]], str],
+    task: str,
 ) -> None:
-    """Write a table as JSON and, beside it, as Markdown.
+    """Write a table as JSON and, beside it, as Markdown and as a picture.
 
     Args:
         path: the JSON file. Lines in it whose checkpoints are gone, so that they are not among the fresh ones, stay.
@@ -74,6 +76,7 @@ def write_table(
         dense: the file of the dense network.
         module: what ``python -m`` runs.
         markdown: makes the table of the report.
+        task: title of the picture.
     """
     judged = known_rows(fresh)
     lines = [*fresh, *(line for line in reported(path, dense) if (line["row"], line["seed"]) not in judged)]
@@ -86,3 +89,4 @@ def write_table(
     }
     write_json(path, report)
     path.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    draw(report, path.with_suffix(".svg"), task)

@@ -24,6 +24,10 @@ def _spread(values: list[float]) -> str:
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
 def goals(report: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
     """Goal, what was measured, and whether it is reached (None: not measured yet)."""
     rows, dense = _by_row(report), float(report["dense"]["accuracy"])
@@ -33,7 +37,7 @@ def goals(report: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
         if name not in rows:
             return found.append((title, "not measured", None))
         lost = dense - statistics.fmean(line["accuracy"] for line in rows[name])
-        return found.append((title, f"{lost:.2f} points", lost <= bound))
+        return found.append((title, f"{lost:.2f} points, {_seeds(len(rows[name]))}", lost <= bound))
 
     drop(FULL, 0.3, "full recipe at 90% loses at most 0.3 points")
     drop(SPARSEST, 1.0, "full recipe at 95% loses at most 1.0 point")
@@ -90,11 +94,13 @@ def table(report: dict[str, Any]) -> list[str]:
 
 
 def origin(report: dict[str, Any]) -> str:
-    """Which commands, machine and commit the numbers are from."""
+    """Which commands, machine and commits the numbers are from."""
     place = report["machine"]
+    commits = dict.fromkeys(str(line.get("commit", place["commit"]))[:12] for line in report["rows"])
+    told = ", ".join(f"`{commit}`" for commit in commits)
     return (
-        f"`{report['command']}`, {place['cpu']}, {place['threads']} threads, torch {place['torch']}, commit "
-        f"`{str(place['commit'])[:12]}`."
+        f"`{report['command']}`, {place['cpu']}, {place['threads']} threads, torch {place['torch']}; rows judged and "
+        f"timed at commit {told}."
     )
 
 

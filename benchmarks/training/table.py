@@ -12,7 +12,6 @@ which settings are to be chosen; the test images are used by ``finish`` only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,8 @@ from benchmarks.training.checkpoint import load_network
 from benchmarks.training.data import DEFAULT_FOLDER, Split, load_dataset, validation_split
 from benchmarks.training.judge import BATCHES, check_rows, judge_rows
 from benchmarks.training.network import ResidualCNN, student_of
-from benchmarks.training.plot import draw
-from benchmarks.training.rows import ROWS, Row, fine_tuning, row_named
-from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
+from benchmarks.training.rows import ROWS, Row, fine_tuning
+from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, row_named, train_missing
 from benchmarks.training.script import known_rows, parser, reported, write_table
 from benchmarks.training.summary import markdown
 from benchmarks.training.trainer import TrainConfig, accuracy, learning_rate
@@ -144,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"{options.command}: {error}")
         return 0 if options.command == "check" else 1  # part of `make bench`, which installs no system packages
-    rows = ROWS if options.row is None else [row_named(name) for name in options.row]
+    rows = ROWS if options.row is None else [row_named(ROWS, name) for name in options.row]
     if options.command == "train":
         train_missing(lab, rows, options.seed, known_rows(reported(TABLE, options.dense)))
         return 0
@@ -159,8 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return check_rows(lines, TABLE.with_suffix(""), lab.empty, lab.dense, example, tested, compiled)
     fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled, TABLE.with_suffix(""))
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
-    write_table(TABLE, fresh, [row.name for row in ROWS], {"dense": dense}, options.dense, MODULE, markdown)
-    draw(json.loads(TABLE.read_text(encoding="utf-8")), TABLE.with_suffix(".svg"), "Fashion-MNIST")
+    write_table(
+        TABLE, fresh, [row.name for row in ROWS], {"dense": dense}, options.dense, MODULE, markdown, "Fashion-MNIST"
+    )
     return 0
 
 

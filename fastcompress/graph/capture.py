@@ -11,15 +11,15 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_map
 
+from fastcompress.models.copying import is_one_program
 from fastcompress.nn import PackedLayer
 
-__all__ = ["bound_inputs", "capture", "cloned", "doubled", "same_shapes", "tensor_of"]
+from .mutation import AUGMENTED
+
+__all__ = ["bound_inputs", "capture", "cloned", "same_shapes", "tensor_of"]
 
 _META = "tensor_meta"
 _DOUBLED = "doubled_meta"
-
-#: Attribute of modules that are captured as one step though they have children: programs that were frozen before.
-WHOLE = "is_one_program"
 
 
 class _Proxy(fx.Proxy):
@@ -35,7 +35,7 @@ def _record_in_place(name: str) -> None:
     setattr(_Proxy, f"__{name}__", recorded)
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+for _name in AUGMENTED:
     _record_in_place(_name)
 
 
@@ -46,7 +46,7 @@ class _LayerTracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, PackedLayer) or getattr(m, WHOLE, False)
+        whole = isinstance(m, PackedLayer) or is_one_program(m)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -98,7 +98,7 @@ def _note_doubled(captured: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
     first = {node: node.meta.get(_META) for node in captured.graph.nodes}
     try:
         with torch.no_grad():
-            ShapeProp(captured).propagate(*doubled(inputs))
+            ShapeProp(captured).propagate(*_doubled(inputs))
         second = {node: node.meta.get(_META) for node in captured.graph.nodes}
     except Exception:  # whatever the model raises for another batch size
         second = {}
@@ -112,7 +112,7 @@ def cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return copies
 
 
-def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same inputs with every sample twice."""
     twice: tuple[Any, ...] = tree_map(
         lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() > 0 else x, inputs

@@ -7,24 +7,14 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-__all__ = ["changes_in_place", "changes_others"]
+__all__ = ["AUGMENTED", "changes_in_place", "changes_others"]
 
-_OPERATORS = {
-    operator.iadd,
-    operator.isub,
-    operator.imul,
-    operator.itruediv,
-    operator.ifloordiv,
-    operator.imod,
-    operator.ipow,
-    operator.imatmul,
-    operator.iand,
-    operator.ior,
-    operator.ixor,
-    operator.ilshift,
-    operator.irshift,
-    operator.setitem,
-}
+#: Names of the operators like ``+=``, in Python's module ``operator``.
+AUGMENTED = (
+    *("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow"),
+    *("iand", "ior", "ixor", "ilshift", "irshift"),
+)
+_OPERATORS = {operator.setitem, *(getattr(operator, name) for name in AUGMENTED)}
 
 
 def changes_in_place(model: fx.GraphModule, node: fx.Node) -> bool:

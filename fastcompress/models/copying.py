@@ -8,24 +8,31 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-__all__ = ["copied", "plain_copy"]
+__all__ = ["copied", "is_one_program", "plain_copy"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def copied(model: M, function: str) -> M:
-    """A deep copy of ``model``, for the public function called ``function``.
+def is_one_program(module: nn.Module) -> bool:
+    """Whether a module has children that it does not call: a frozen model (``graph/``)."""
+    return getattr(module, "is_one_program", False) is True
+
+
+def copied(model: M, function: str, inplace: bool = False) -> M:
+    """A deep copy of ``model``, or itself with ``inplace``, to change; for the public function called ``function``.
 
     Raises:
         TypeError: the model cannot be copied, the message names the remedy, ``inplace=True``; or a part of it is one
             program, whose layers cannot be replaced.
     """
-    frozen = [name or "the model" for name, module in model.named_modules() if getattr(module, "is_one_program", False)]
-    if frozen:
-        raise TypeError(
-            f"{function}: {frozen[0]} is frozen (fc.freeze), its layers are one program; pass the model that it was "
-            "frozen from"
-        )
+    for name, module in model.named_modules():
+        if is_one_program(module):
+            raise TypeError(
+                f"{function}: {name or 'the model'} is frozen (fc.freeze), its layers are one program; pass the model "
+                "that it was frozen from"
+            )
+    if inplace:
+        return model
     try:
         return copy.deepcopy(model)
     except Exception as error:

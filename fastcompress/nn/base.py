@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class PackedLayer(nn.Module):
 
     #: The class of the canonical form.
     canonical_class: ClassVar[type[Canonical]]
+
+    #: The operator, as compilers and autograd see it, and its bound C++ function: one Python frame less a call.
+    operator: ClassVar[Any]
+    bound: ClassVar[Any]
 
     #: The float layer that this one replaces, for messages.
     replaces: ClassVar[str] = "nn.Module"
@@ -145,9 +149,14 @@ class PackedLayer(nn.Module):
             out_dtype: by default what ``forward`` gives; ``torch.uint8`` with `out_scale` and `out_zero_point` makes
                 the input of the next int8 layer.
 
-        A layer that is `reordered` has no such call.
+        Raises:
+            TypeError, ValueError, RuntimeError: the operator's own; `out_zero_point` outside the type's range.
+
+        What a layer that is `reordered` gives is in its stored order.
         """
-        raise NotImplementedError
+        call = self.operator if torch.compiler.is_compiling() else self.bound
+        packed, constants = self._buffers["packed"], self._constants(input)
+        return cast(Tensor, call(input, packed, *constants, residual, out_dtype, out_scale, out_zero_point))
 
     def kernel_name(self) -> str:
         """The kernel that runs this layer: ``linear_w8a8_avx512vnni``, ``conv2d_w8a8_bsr16x4_avx512vnni`` and so on."""
@@ -165,6 +174,10 @@ class PackedLayer(nn.Module):
 
     def _traced(self, input: Tensor) -> Tensor:
         """The call as compilers and autograd should see it."""
+        return cast(Tensor, self.operator(input, self.packed, *self._constants(input)))
+
+    def _constants(self, input: Tensor) -> tuple[Any, ...]:
+        """The operator's arguments behind the packed weights, up to the residual."""
         raise NotImplementedError
 
     def _diagnose(self, input: Tensor) -> None:

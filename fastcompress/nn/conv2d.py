@@ -1,7 +1,7 @@
 """What every packed convolution shares: geometry and the call."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,6 @@ class PackedConv2d(PackedLayer):
     replaces = "nn.Conv2d"
     padding_mode = "zeros"
     same_padding = False
-
-    #: The operator, as compilers and autograd see it, and its bound C++ function: one Python frame less a call.
-    operator: ClassVar[Any]
-    bound: ClassVar[Any]
 
     def __init__(
         self,
@@ -145,41 +141,13 @@ class PackedConv2d(PackedLayer):
             raise_blob_error(error)
             raise
 
-    def run(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        out_dtype: torch.dtype | None = None,
-        out_scale: float = 1.0,
-        out_zero_point: int = 0,
-    ) -> Tensor:
-        """The bare operator, see `PackedLayer.run`."""
-        call = self.operator if is_compiling() else self.bound
-        return call(
-            input,
-            self._buffers["packed"],
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self._padding_of(input) if self.same_padding else self.padding4,
-            self.dilation,
-            residual,
-            out_dtype,
-            out_scale,
-            out_zero_point,
-        )
-
     def _padding_of(self, input: Tensor) -> Padding4:
         if not self.same_padding or input.dim() < 2:
             return self.padding4
         return same_padding4(input.shape[-2], input.shape[-1], self.kernel_size, self.stride, self.dilation)
 
-    def _traced(self, input: Tensor) -> Tensor:
-        """The call as compilers and autograd should see it."""
-        padding = self._padding_of(input)
-        return self.operator(
-            input, self.packed, self.out_channels, self.kernel_size, self.stride, padding, self.dilation
-        )
+    def _constants(self, input: Tensor) -> tuple[Any, ...]:
+        return self.out_channels, self.kernel_size, self.stride, self._padding_of(input), self.dilation
 
     def _diagnose(self, input: Tensor) -> None:
         """Raise TypeError or ValueError if the input is at fault; the operator itself can only raise RuntimeError."""

@@ -1,6 +1,6 @@
 """What every packed linear layer shares: the call."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,6 @@ class PackedLinear(PackedLayer):
     """
 
     replaces = "nn.Linear"
-
-    #: The operator, as compilers and autograd see it, and its bound C++ function: one Python frame less a call.
-    operator: ClassVar[Any]
-    bound: ClassVar[Any]
 
     def __init__(self, c: Canonical, *, dtype: torch.dtype | None = None) -> None:
         if len(c.weight_shape) != 2:
@@ -71,29 +67,8 @@ class PackedLinear(PackedLayer):
             raise_blob_error(error)
             raise
 
-    def run(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        out_dtype: torch.dtype | None = None,
-        out_scale: float = 1.0,
-        out_zero_point: int = 0,
-    ) -> Tensor:
-        """The bare operator, see `PackedLayer.run`."""
-        call = self.operator if is_compiling() else self.bound
-        return call(
-            input,
-            self._buffers["packed"],
-            self.out_features,
-            residual,
-            out_dtype,
-            out_scale,
-            out_zero_point,
-        )
-
-    def _traced(self, input: Tensor) -> Tensor:
-        """The call as compilers and autograd should see it."""
-        return self.operator(input, self.packed, self.out_features)
+    def _constants(self, input: Tensor) -> tuple[Any, ...]:
+        return (self.out_features,)
 
     def _diagnose(self, input: Tensor) -> None:
         """Raise TypeError or ValueError if the input is at fault; the operator itself can only raise RuntimeError."""

@@ -93,7 +93,7 @@ def prune(
     source = make_source("prune", criterion, calibration_data, forward_fn, loss_fn, seed, progress)
     if config.pattern == "channel":
         return _channels(model, config, source, inplace)
-    work = model if inplace else copied(model, "prune")
+    work = copied(model, "prune", inplace)
     plan = make_plan(work, config, source)
     commit(work, plan, config)
     log_skipped("prune", plan.decisions.values())

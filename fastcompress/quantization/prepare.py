@@ -114,7 +114,7 @@ def prepare(
         raise ValueError("prepare: state 'frozen' needs calibration_data, from which the scales that it fixes come")
     settings = _configure(config, targets, ignore)
     batches = None if calibration_data is None else as_batches(calibration_data, function="prepare")
-    work = model if inplace else copied(model, "prepare")
+    work = copied(model, "prepare", inplace)
     chosen, reasons = _select(work, settings, batches is not None or example_inputs is not None)
     inputs = {c.name: InputFakeQuantize(settings, _weight(c.module).device) for c in chosen}
     with evaluating(work):

@@ -16,8 +16,8 @@ from benchmarks.training.augment import Normalizer
 from benchmarks.training.data import Split
 from benchmarks.training.judge import check_rows, judge_rows, latency
 from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
-from benchmarks.training.rows import ROWS, fine_tuning, row_named
-from benchmarks.training.runs import folder_name
+from benchmarks.training.rows import ROWS, fine_tuning
+from benchmarks.training.runs import folder_name, row_named
 from benchmarks.training.script import reported, write_table
 from benchmarks.training.summary import ALONE, DISTILLED, FULL, SPARSEST, goals, markdown
 from benchmarks.training.table import Batches, Lab
@@ -45,10 +45,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def test_names_and_seeds_are_those_of_the_summary() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
     for name in (FULL, SPARSEST, ALONE, DISTILLED):
-        row_named(name)
-    assert row_named(FULL).seeds == row_named(ALONE).seeds == (0, 1, 2)
+        row_named(ROWS, name)
+    assert row_named(ROWS, FULL).seeds == row_named(ROWS, ALONE).seeds == (0, 1, 2)
     with pytest.raises(ValueError, match="is no row"):
-        row_named("99%")
+        row_named(ROWS, "99%")
 
 
 def test_all_fine_tuned_rows_have_the_same_settings() -> None:
@@ -57,7 +57,7 @@ def test_all_fine_tuned_rows_have_the_same_settings() -> None:
 
 
 def test_batches_depend_on_seed_and_epoch_only(lab: Lab) -> None:
-    config = fine_tuning(row_named(FULL), 0)
+    config = fine_tuning(row_named(ROWS, FULL), 0)
     first, again = (list(Batches(lab.train, lab.normalizer, config, 1)) for _ in range(2))
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
     other = next(iter(Batches(lab.train, lab.normalizer, config, 2)))
@@ -66,7 +66,7 @@ def test_batches_depend_on_seed_and_epoch_only(lab: Lab) -> None:
 
 
 def test_the_full_recipe_prunes_and_quantizes_all_but_stem_and_head(lab: Lab) -> None:
-    row = row_named(FULL)
+    row = row_named(ROWS, FULL)
     assert not lab.is_done(row, 0)
     model = lab.run(row, 0, progress=False).model
     assert lab.is_done(row, 0)
@@ -79,7 +79,7 @@ def test_the_full_recipe_prunes_and_quantizes_all_but_stem_and_head(lab: Lab) ->
 
 
 def test_a_baseline_trains_without_stages(lab: Lab) -> None:
-    result = lab.run(row_named("dense, trained on"), 0, progress=False)
+    result = lab.run(row_named(ROWS, "dense, trained on"), 0, progress=False)
     assert masked(result.model) == {}
     assert len(result.history) == 4
 
@@ -89,7 +89,7 @@ def test_kept_networks_are_judged_again(
 ) -> None:
     # So small a network may be faster in float.
     monkeypatch.setattr(fc, "convert", partial(fc.convert, only_if_faster=False))
-    row = row_named("90% 4x4, gradual + distillation + W8A8")
+    row = row_named(ROWS, "90% 4x4, gradual + distillation + W8A8")
     lab.run(row, 0, progress=False)
     example = lab.normalizer(lab.test.images)
 
@@ -114,10 +114,10 @@ def test_lines_of_another_dense_network_do_not_stay(tmp_path: Path) -> None:
     table, dense, other = tmp_path / "table.json", tmp_path / "dense", tmp_path / "other"
     dense.write_bytes(b"dense")
     other.write_bytes(b"other")
-    line = {"row": FULL, "seed": 0}
+    line = {"row": FULL, "seed": 0, "epochs": 1, "accuracy": 90.0}
     assert reported(table, dense) == []
     for fresh, file, kept in (([line], dense, 1), ([{**line, "seed": 1}], dense, 2), ([], dense, 2), ([], other, 0)):
-        write_table(table, fresh, [FULL], {"dense": {"bytes": 1}}, file, "module", lambda report: "table")
+        write_table(table, fresh, [FULL], {"dense": {"accuracy": 91.0}}, file, "module", lambda report: "table", "task")
         assert len(reported(table, file)) == kept
     assert reported(table, dense) == []
 
@@ -135,7 +135,7 @@ def _report() -> dict[str, object]:
 
 def test_goals_are_judged_by_means_and_deviations() -> None:
     judged = {title: (seen, met) for title, seen, met in goals(_report())}
-    assert judged["full recipe at 90% loses at most 0.3 points"] == ("0.30 points", True)
+    assert judged["full recipe at 90% loses at most 0.3 points"] == ("0.30 points, 3 seeds", True)
     assert judged["full recipe at 95% loses at most 1.0 point"] == ("not measured", None)
     assert judged["full recipe at 90% runs at least 5× faster than torch fp32, batch 1"] == ("5.00×", True)
     assert judged["full recipe at 90% runs at least 5× faster than torch fp32, batch 64"] == ("4.00×", False)

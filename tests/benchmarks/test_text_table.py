@@ -12,13 +12,14 @@ import torch
 
 import fastcompress as fc
 from benchmarks.training import judge
+from benchmarks.training.runs import row_named
 from benchmarks.training.text import dense as dense_module
 from benchmarks.training.text import rows as rows_module
 from benchmarks.training.text import table
 from benchmarks.training.text.data import KEPT, LENGTH, TextDataset, TextSplit, load_texts
 from benchmarks.training.text.dense import load_dense, train_dense
 from benchmarks.training.text.network import PATCH, TextConfig
-from benchmarks.training.text.rows import ROWS, fine_tuning, row_named
+from benchmarks.training.text.rows import ROWS, fine_tuning
 from benchmarks.training.text.summary import markdown
 from benchmarks.training.text.table import TextLab
 from benchmarks.training.text.trainer import TextBatches, TextSettings, accuracy
@@ -26,7 +27,7 @@ from fastcompress.pruning import masked, sparsity_of
 from fastcompress.quantization import fake_quantized
 from tests.benchmarks.catalog_files import invented_language, write_wheel
 
-FULL = row_named("90% 16x4, gradual + distillation + W8A8")
+FULL = row_named(ROWS, "90% 16x4, gradual + distillation + W8A8")
 TINY = TextConfig(classes=2, width=64, layers=1, heads=2, byte_width=8)
 
 
@@ -54,7 +55,7 @@ def test_all_fine_tuned_rows_have_the_same_settings() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
     assert len({replace(fine_tuning(row, 0), seed=0) for row in ROWS if not row.student}) == 1
     with pytest.raises(ValueError, match="is no row"):
-        row_named("99%")
+        row_named(ROWS, "99%")
 
 
 def test_windows_hold_the_text_from_any_place_of_its_first_token_on() -> None:
@@ -116,7 +117,11 @@ def test_the_full_recipe_prunes_quantizes_and_comes_back(lab: TextLab) -> None:
 
 
 def test_rows_are_converted_judged_and_timed(lab: TextLab, data: TextDataset) -> None:
-    rows = [row_named("90% 16x4, one-shot, not trained"), FULL, row_named("student (¼ of the parameters), distilled")]
+    rows = [
+        row_named(ROWS, "90% 16x4, one-shot, not trained"),
+        FULL,
+        row_named(ROWS, "student (¼ of the parameters), distilled"),
+    ]
     lab.run(rows[2], 0, progress=False)
     example = data.test.inputs()[:64]
     lines = judge.judge_rows(

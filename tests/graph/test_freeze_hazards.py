@@ -190,8 +190,9 @@ def test_what_cannot_change_says_so() -> None:
         frozen.load_state_dict(frozen.state_dict())
     with pytest.raises(RuntimeError, match="cast the model it was frozen from"):
         frozen.bfloat16()
-    with pytest.raises(TypeError, match="the model is frozen"):
-        fc.quantize(frozen, "W8A8", calibration_data=[x])
+    for inplace in (False, True):
+        with pytest.raises(TypeError, match="the model is frozen"):
+            fc.quantize(frozen, "W8A8", calibration_data=[x], inplace=inplace)
     with pytest.raises(RuntimeError, match="autocast"), torch.autocast("cpu", torch.bfloat16):
         frozen(x)
     same_bits(model, frozen.to(memory_format=torch.channels_last), x)  # type: ignore[call-overload]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import nn
 
+from benchmarks.training.runs import TableRow
 from benchmarks.training.text.trainer import TextSettings
 from fastcompress.recipes import QAT, Distillation, Pruning, Stage
 
-__all__ = ["DENSE", "EPOCHS", "ROWS", "STUDENT_EPOCHS", "TextRow", "fine_tuning", "row_named"]
+__all__ = ["DENSE", "EPOCHS", "ROWS", "STUDENT_EPOCHS", "TextRow", "fine_tuning"]
 
 #: Of every network that starts from the dense one, and of the students, which start from nothing as the dense one did.
 EPOCHS, STUDENT_EPOCHS = 12, 24
@@ -25,23 +25,8 @@ DENSE_LAYERS = ("patches", "head")
 Stages = Callable[[nn.Module], list[Stage]]
 
 
-@dataclass(frozen=True)
-class TextRow:
-    """One line of the table.
-
-    Attributes:
-        name: what it is called there.
-        seeds: one training for each.
-        stages: None trains without any, with the same settings.
-        student: a network of half the width, from nothing, in place of the dense one.
-        untrained: prune and judge, without an epoch of training.
-    """
-
-    name: str
-    seeds: tuple[int, ...] = (0,)
-    stages: Stages | None = None
-    student: bool = False
-    untrained: bool = False
+class TextRow(TableRow):
+    """One line of the text table."""
 
     @property
     def epochs(self) -> int:
@@ -83,15 +68,3 @@ ROWS: tuple[TextRow, ...] = (
     TextRow("student (¼ of the parameters), alone", student=True),
     TextRow("student (¼ of the parameters), distilled", stages=lambda t: [Distillation(t)], student=True),
 )
-
-
-def row_named(name: str) -> TextRow:
-    """The row of this name.
-
-    Raises:
-        ValueError: there is none; the message lists them.
-    """
-    for row in ROWS:
-        if row.name == name:
-            return row
-    raise ValueError(f"row_named: {name!r:.80} is no row; there are {', '.join(repr(row.name) for row in ROWS)}")

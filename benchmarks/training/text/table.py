@@ -15,7 +15,6 @@ texts; the test texts are used by ``finish`` only.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,14 +24,13 @@ import torch
 from torch import nn
 
 from benchmarks.training.judge import BATCHES, check_rows, judge_rows
-from benchmarks.training.plot import draw
-from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, train_missing
+from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, row_named, train_missing
 from benchmarks.training.script import known_rows, parser, reported, write_table
 from benchmarks.training.text.catalogs import DEFAULT_DATA
 from benchmarks.training.text.data import TextDataset, load_texts
 from benchmarks.training.text.dense import DEFAULT_DENSE, DEFAULT_WORK, load_dense
 from benchmarks.training.text.network import ByteTransformer, student_of
-from benchmarks.training.text.rows import ROWS, TextRow, fine_tuning, row_named
+from benchmarks.training.text.rows import ROWS, TextRow, fine_tuning
 from benchmarks.training.text.summary import markdown
 from benchmarks.training.text.trainer import accuracy, fit
 from fastcompress.recipes import CompressionResult, Stage
@@ -100,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         lab = TextLab.open(options.data, options.dense, options.work)
-        rows = ROWS if options.row is None else [row_named(name) for name in options.row]
+        rows = ROWS if options.row is None else [row_named(ROWS, name) for name in options.row]
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 0 if options.command == "check" else 1  # part of `make bench`, which downloads no data
@@ -119,8 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled, TABLE.with_suffix(""))
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
     header = {"dense": dense, "languages": len(lab.data.languages)}
-    write_table(TABLE, fresh, [row.name for row in ROWS], header, options.dense, MODULE, markdown)
-    draw(json.loads(TABLE.read_text(encoding="utf-8")), TABLE.with_suffix(".svg"), "Languages of Django's translations")
+    write_table(
+        TABLE,
+        fresh,
+        [row.name for row in ROWS],
+        header,
+        options.dense,
+        MODULE,
+        markdown,
+        "Languages of Django's translations",
+    )
     return 0
 
 
