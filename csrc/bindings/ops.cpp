@@ -1,6 +1,7 @@
 // torch.ops.fastcompress.*: schemas and CPU kernels, in the stable ABI.
 // Here tensors are checked and outputs allocated; everything else happens behind fastcompress/w8a8.h and bsr.h.
 #include "fastcompress/bsr.h"
+#include "fastcompress/chain.h"
 
 #include "../cpu/parallel.h"
 #include "families.h"
@@ -258,6 +259,41 @@ Tensor conv2d_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_chan
                   out_dtype, out_scale, out_zero_point);
 }
 
+Tensor conv2d_chain_op(const Tensor& input, const Tensor& program, int64_t out_channels,
+                       const std::vector<int64_t>& height, const std::vector<int64_t>& width, ScalarType out_dtype) {
+    const char* op = "conv2d_chain";
+    check_packed(program, op);
+    check_cpu(input, op, "input");
+    const DType from = kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
+    const bool single = input.dim() == 3;
+    if (!single && input.dim() != 4) refuse(op, "input must be [N, C, H, W] or [C, H, W], got ", shape_text(input));
+    const Tensor batch = single ? torch::stable::unsqueeze(input, 0) : input;
+    const bool channels_last = is_channels_last(batch);
+    const Tensor x = in_format(batch, true);
+    const Chain chain(static_cast<const uint8_t*>(program.data_ptr()), program.numel(),
+                      {x.size(1), x.size(2), x.size(3), from});
+    const ImageType& to = chain.output();
+    check_length(height, 2, op, "height");
+    check_length(width, 2, op, "width");
+    const auto size = [](int64_t n, const std::vector<int64_t>& window) {
+        constexpr int64_t kFar = int64_t{1} << 40;
+        return window[1] < 1 || window[0] < -kFar || window[0] > kFar ? -1 : (n + window[0]) / window[1];
+    };
+    if (to.channels != out_channels || to.height != size(x.size(2), height) || to.width != size(x.size(3), width) ||
+        torch_dtype(to.dtype) != out_dtype)
+        refuse(op, "out_channels, height, width or out_dtype are not those of the program");
+    Tensor out = empty_channels_last({x.size(0), to.channels, to.height, to.width}, to.dtype);
+    Threads limit;
+    limit.limit = threads();
+    chain.run(x.data_ptr(), out.data_ptr(), x.size(0), limit);
+    if (!channels_last) {
+        Tensor plain = empty(sizes_of(out), to.dtype);
+        torch::stable::copy_(plain, out);
+        out = plain;
+    }
+    return single ? torch::stable::squeeze(out, 0) : out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fastcompress, m) {
@@ -276,6 +312,9 @@ STABLE_TORCH_LIBRARY(fastcompress, m) {
                "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
                "int out_zero_point=0) -> Tensor")
                   .c_str());
+    m.def(
+        "conv2d_chain(Tensor input, Tensor program, int out_channels, int[] height, int[] width, "
+        "ScalarType out_dtype) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcompress, CPU, m) {
@@ -285,6 +324,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcompress, CPU, m) {
     m.impl("linear_bsr", TORCH_BOX(&linear_bsr_op));
     m.impl("conv2d_w8a8", TORCH_BOX(&conv2d_w8a8_op));
     m.impl("conv2d_bsr", TORCH_BOX(&conv2d_bsr_op));
+    m.impl("conv2d_chain", TORCH_BOX(&conv2d_chain_op));
 }
 
 }  // namespace fastcompress::bindings

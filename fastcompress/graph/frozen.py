@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
 
 import torch
@@ -13,6 +13,7 @@ from fastcompress.nn import PackedLayer
 from fastcompress.nn.calls import below_autograd, is_compiling, is_grad_enabled, is_transforming, raise_blob_error
 
 from .capture import tensor_of
+from .chains import Chain, chain_call, find_chains
 from .epilogue import layer_of
 
 __all__ = ["FrozenModel"]
@@ -25,6 +26,7 @@ class FrozenModel(nn.Module):
         additions: residual additions that layers do in their epilogue.
         activations: activations that came into an epilogue here, besides those that were there before.
         links: layers that hand uint8 tensors to the next.
+        chains: runs of int8 convolutions that are one call each, in which a thread takes whole images through all.
 
     It takes what the model took, in the dtypes of ``example_inputs``, and gives the same bits. There are no gradients,
     hooks of inner modules do not run, and it stays in eval mode. It is neither saved nor changed: save, cast or load
@@ -39,7 +41,9 @@ class FrozenModel(nn.Module):
         self.body = captured  # for its modules and its graph; what runs is the program
         self._inputs = tuple(str(node.target) for node in captured.graph.nodes if node.op == "placeholder")
         self._dtypes = tuple(_dtype(node) for node in captured.graph.nodes if node.op == "placeholder")
-        self._program = _compile(captured)
+        chains = find_chains(captured)
+        self.chains = len(chains)
+        self._program = _compile(captured, chains)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +123,7 @@ class FrozenModel(nn.Module):
 
     def extra_repr(self) -> str:
         """The counts, for ``print(model)``."""
-        return f"additions={self.additions}, activations={self.activations}, links={self.links}"
+        return f"additions={self.additions}, activations={self.activations}, links={self.links}, chains={self.chains}"
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
@@ -127,11 +131,18 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
     return None if meta is None else meta.dtype
 
 
-def _compile(captured: fx.GraphModule) -> Callable[..., Any]:
-    """The graph as one Python function in which compressed layers are called without their module around them."""
+def _compile(captured: fx.GraphModule, chains: Sequence[Chain]) -> Callable[..., Any]:
+    """The graph as one Python function: chains are one call each, other compressed layers lose their module."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
+    ends = {chain.nodes[-1]: chain for chain in chains}
+    inside = {node for chain in chains for node in chain.nodes[:-1]}
     for node in captured.graph.nodes:
+        if node in ends:
+            chain = ends[node]
+            values[node] = graph.call_function(chain_call(captured, chain), (values[chain.entry],))
+        if node in ends or node in inside:
+            continue
         copied = values[node] = graph.node_copy(node, lambda old: values[old])
         layer = layer_of(captured, node)
         if layer is not None:

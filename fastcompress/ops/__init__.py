@@ -2,7 +2,7 @@
 
 import torch
 
-from . import autograd, fake, native, packing, reference, schemas
+from . import autograd, chain, fake, native, packing, reference, schemas
 from .arithmetic import quantize_weight
 from .block_csr import BlockCSR
 from .canonical import W8A8Canonical
@@ -38,6 +38,7 @@ def _register() -> torch.library.Library:
         reference.conv2d_w8a8,
         reference.linear_bsr,
         reference.conv2d_bsr,
+        chain.conv2d_chain,
     ):
         library.impl(function.__name__, function, "CompositeExplicitAutograd")
     library.impl("dequantize", packing.dequantize, "CompositeExplicitAutograd")

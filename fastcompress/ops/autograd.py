@@ -193,10 +193,15 @@ def _twice(ctx: Any, *grads: Tensor) -> None:
     )
 
 
+def _no_gradient(ctx: Any, grad: Tensor) -> None:
+    raise RuntimeError("fastcompress: conv2d_chain has no gradient; use the model that was frozen")
+
+
 def register(library: torch.library.Library) -> None:
     """Register the backward formulas, and an error for second derivatives."""
     for kind in ("w8a8", "bsr"):
         for layer, backward, setup in (("linear", _linear, _setup_linear), ("conv2d", _conv2d, _setup_conv2d)):
             torch.library.register_autograd(f"fastcompress::{layer}_{kind}", backward, setup_context=setup, lib=library)
+    torch.library.register_autograd("fastcompress::conv2d_chain", _no_gradient, lib=library)
     for name in BACKWARD:
         torch.library.register_autograd(f"fastcompress::{name}", _twice, lib=library)

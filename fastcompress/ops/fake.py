@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import checks
+from . import chain, checks
 from .reference import memory_format
 
 __all__ = ["register"]
@@ -136,3 +136,4 @@ def register(library: torch.library.Library) -> None:
         torch.library.register_fake(f"fastcompress::{function.__name__[1:]}", function, lib=library)
     for op in ("conv2d_w8a8", "conv2d_bsr"):
         torch.library.register_fake(f"fastcompress::{op}", partial(_conv2d, op), lib=library)
+    torch.library.register_fake("fastcompress::conv2d_chain", chain.conv2d_chain_fake, lib=library)

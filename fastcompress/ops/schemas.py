@@ -18,6 +18,8 @@ SCHEMAS: tuple[str, ...] = (
         "int out_zero_point=0) -> Tensor"
         for name in ("conv2d_w8a8", "conv2d_bsr")
     ),
+    "conv2d_chain(Tensor input, Tensor program, int out_channels, int[] height, int[] width, ScalarType out_dtype) "
+    "-> Tensor",
 )
 
 #: Operators that are always defined and implemented in Python. ``dequantize`` reads ``"weight"`` or ``"bias"`` of

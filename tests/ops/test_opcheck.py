@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fastcompress.ops import BlockCSR, SparseCanonical, pack, schemas
+from fastcompress.ops.chain import Window
+from fastcompress.ops.chain_program import ChainStep, pack_chain
 from tests.ops.cases import canonical_conv2d, canonical_linear, rng
 
 OPS = torch.ops.fastcompress
@@ -18,6 +20,20 @@ def _x(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> t
 
 def _u8(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=rng(2), dtype=torch.uint8)
+
+
+def _chain(residual: bool) -> tuple[Any, ...]:
+    """Program, channels, windows and dtype of two convolutions of two channels."""
+    first, second = pack(canonical_conv2d(2)), pack(canonical_conv2d(2, activation="relu", seed=1))
+    program = pack_chain(
+        [
+            ChainStep(first, padding=(1, 1, 1, 1), out_dtype=torch.uint8, out_scale=0.1, out_zero_point=9),
+            ChainStep(second, (2, 1), (0, 1, 1, 2), input=0),
+            *([ChainStep(first, padding=(1, 1, 1, 1), input=1, residual=1)] if residual else []),
+        ]
+    )
+    height, width = Window().then(3, 1, 1, 1, 1).then(3, 2, 0, 1, 1), Window().then(3, 1, 1, 1, 1).then(3, 1, 1, 2, 1)
+    return program, 2, [height.offset, height.step], [width.offset, width.step], torch.float32
 
 
 def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -47,6 +63,10 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("conv2d_w8a8", (image[0], conv, *GEOMETRY), {}),
         ("conv2d_w8a8", (_u8(2, 2, 8, 9), conv, *GEOMETRY), out),
         ("conv2d_w8a8", (_x(2, 2, 8, 9, grad=True), conv, *GEOMETRY), {"residual": _x(2, 6, 4, 10, grad=True)}),
+        ("conv2d_chain", (image, *_chain(False)), {}),
+        ("conv2d_chain", (image.to(memory_format=torch.channels_last), *_chain(True)), {}),
+        ("conv2d_chain", (image[0].bfloat16(), *_chain(True)), {}),
+        ("conv2d_chain", (_u8(2, 2, 8, 9), *_chain(False)), {}),
         ("linear_bsr", (_x(3, 12), bsr, 16), {}),
         ("linear_bsr", (_x(12, dtype=torch.bfloat16), bsr, 16), {"residual": _x(16), "out_dtype": torch.float32}),
         ("linear_bsr", (_x(3, 12, grad=True), bsr, 16), {"residual": _x(3, 16, grad=True)}),

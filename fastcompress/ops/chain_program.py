@@ -1,0 +1,167 @@
+"""The programs of ``conv2d_chain``: one uint8 tensor with header, steps and packed weights.
+
+csrc/include/fastcompress/chain.h has the layout. A program is made for this machine, as packed weights are.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import PackedBlobError
+from . import packing
+from .checks import check_parameters, check_tensor
+
+__all__ = ["INPUT", "ChainStep", "pack_chain", "unpack_chain"]
+
+#: As a step's input or residual: what the chain itself takes.
+INPUT = -1
+
+_MAGIC, _VERSION, _ALIGN = 0x48434346, 1, 64
+_HEADER = struct.Struct("<Iiqq32x")
+_CHECKSUM = struct.Struct("<Q")
+_HEADER_BYTES = _HEADER.size + _CHECKSUM.size
+_STEP = struct.Struct("<12qifi20x")
+_NO_VALUE = -2
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int8)
+_WORD = (1 << 64) - 1
+_MOST_STEPS = 1024
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One convolution of a chain.
+
+    Attributes:
+        packed: weights of a static int8 convolution, as `fastcompress.ops.pack` returns them.
+        stride, dilation: (height, width).
+        padding: (top, bottom, left, right).
+        input: number of the step whose output it reads, or `INPUT`.
+        residual: number of the step whose output it adds before the activation, `INPUT`, or None.
+        out_dtype: floating point, uint8 or int8.
+        out_scale, out_zero_point: of integer outputs.
+    """
+
+    packed: Tensor
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    input: int = INPUT
+    residual: int | None = None
+    out_dtype: torch.dtype = torch.float32
+    out_scale: float = 1.0
+    out_zero_point: int = 0
+
+
+def pack_chain(steps: Sequence[ChainStep]) -> Tensor:
+    """The program of a chain: 1-D uint8, whose weights are copies of the steps'.
+
+    Raises:
+        TypeError: weights are no uint8 tensor on the CPU, or an output's dtype is none that convolutions give.
+        ValueError: no steps or too many, a step that reads what comes after it, weights that are not those of an int8
+            convolution, an output's scale or zero point out of range.
+        PackedBlobError: weights are foreign or corrupt.
+    """
+    if not 1 <= len(steps) <= _MOST_STEPS:
+        raise ValueError(f"pack_chain: a chain has 1 to {_MOST_STEPS} steps, got {len(steps)}")
+    place = _round_up(_HEADER_BYTES + _STEP.size * len(steps))
+    table, places = bytearray(), []
+    for index, step in enumerate(steps):
+        _check_step(index, step)
+        places.append(place)
+        table += _STEP.pack(
+            place,
+            step.packed.numel(),
+            step.input,
+            _NO_VALUE if step.residual is None else step.residual,
+            *step.stride,
+            *step.padding,
+            *step.dilation,
+            _DTYPES.index(step.out_dtype),
+            step.out_scale,
+            step.out_zero_point,
+        )
+        place = _round_up(place + step.packed.numel())
+    header = _HEADER.pack(_MAGIC, _VERSION, place, len(steps))
+    text = header + _CHECKSUM.pack(_checksum(header + bytes(table))) + bytes(table)
+    program = torch.zeros(place, dtype=torch.uint8)
+    program[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    for step, place in zip(steps, places, strict=True):
+        program[place : place + step.packed.numel()] = step.packed
+    return program
+
+
+def _round_up(value: int) -> int:
+    return -(-value // _ALIGN) * _ALIGN
+
+
+def _check_step(index: int, step: ChainStep) -> None:
+    check_tensor("pack_chain", "packed", step.packed)
+    if step.packed.dtype != torch.uint8 or step.packed.device.type != "cpu":
+        raise TypeError(
+            f"pack_chain: step {index}: `packed` is {step.packed.dtype} on {step.packed.device}, expected the uint8 "
+            "tensor that fastcompress.ops.pack returns, on the CPU"
+        )
+    family = packing.info(step.packed)["family"]
+    if family != "conv2d_w8a8":
+        raise ValueError(f"pack_chain: step {index}: `packed` holds a {family} layer, expected conv2d_w8a8")
+    for name, value in (("input", step.input), ("residual", step.residual)):
+        if value is not None and not INPUT <= value < index:
+            raise ValueError(f"pack_chain: step {index}: `{name}` is {value}, allowed: {INPUT} to {index - 1}")
+    if step.out_dtype not in _DTYPES:
+        raise TypeError(f"pack_chain: step {index}: `out_dtype` is {step.out_dtype}, allowed: {_DTYPES}")
+    if not step.out_dtype.is_floating_point:
+        low = 0 if step.out_dtype == torch.uint8 else -128
+        check_parameters("pack_chain", "out_", step.out_scale, step.out_zero_point, low, low + 255)
+
+
+def _checksum(text: bytes) -> int:
+    """``blob_checksum`` of csrc/cpu/pack/blob_header.cpp, of whole 8-byte words."""
+    h = 0x9E3779B97F4A7C15 ^ len(text)
+    for (word,) in (*struct.iter_unpack("<Q", text), (0,)):
+        h = (h ^ word) * 0xFF51AFD7ED558CCD & _WORD
+        h = (h << 29 | h >> 35) & _WORD
+    return h ^ h >> 32
+
+
+def unpack_chain(program: Tensor) -> list[ChainStep]:
+    """The steps of a program; their weights share its memory.
+
+    Raises:
+        TypeError: not a uint8 tensor.
+        PackedBlobError: it is no program, or corrupt.
+    """
+    if not isinstance(program, Tensor) or program.dtype != torch.uint8:
+        got = program.dtype if isinstance(program, Tensor) else type(program).__name__
+        raise TypeError(f"conv2d_chain: `program` must be a uint8 tensor, got {got}; pack_chain makes one")
+    text = program[: _HEADER_BYTES + _STEP.size * _MOST_STEPS].cpu().numpy().tobytes()
+    if program.dim() != 1 or len(text) < _HEADER_BYTES:
+        raise PackedBlobError("packed weights: chain: shorter than its header; freeze the model again")
+    magic, version, size, count = _HEADER.unpack_from(text)
+    end = _HEADER_BYTES + _STEP.size * count
+    if (magic, version, size) != (_MAGIC, _VERSION, program.numel()) or not 1 <= count <= _MOST_STEPS or end > size:
+        raise PackedBlobError("packed weights: chain: not the program of a chain; freeze the model again")
+    table = text[_HEADER_BYTES:end]
+    if _CHECKSUM.unpack_from(text, _HEADER.size)[0] != _checksum(text[: _HEADER.size] + table):
+        raise PackedBlobError("packed weights: chain: checksum mismatch; freeze the model again")
+    return [_read_step(program, fields) for fields in _STEP.iter_unpack(table)]
+
+
+def _read_step(program: Tensor, fields: tuple[float, ...]) -> ChainStep:
+    place, length, input, residual, *geometry = (int(value) for value in fields[:12])
+    if not _HEADER_BYTES <= place <= place + length <= program.numel() or not 0 <= fields[12] < len(_DTYPES):
+        raise PackedBlobError("packed weights: chain: weights outside of the buffer; freeze the model again")
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w = geometry
+    return ChainStep(
+        program[place : place + length],
+        (stride_h, stride_w),
+        (top, bottom, left, right),
+        (dilation_h, dilation_w),
+        input,
+        None if residual == _NO_VALUE else residual,
+        _DTYPES[int(fields[12])],
+        fields[13],
+        int(fields[14]),
+    )
