@@ -38,6 +38,10 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
         barrier()
 
+    def inside(self, name: str) -> Checkpoints:
+        """Those of a part of the run, in a folder of this one's directory."""
+        return Checkpoints(None if self._directory is None else self._directory / name, self._identity)
+
     @property
     def last_path(self) -> Path | None:
         """The newest checkpoint, if there is one."""

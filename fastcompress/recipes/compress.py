@@ -180,7 +180,7 @@ def compress(
         if eval_fn is not None:
             result = replace(result, dense_score=evaluate(dense, eval_fn), score=evaluate(result.model, eval_fn))
         if run.max_drop is not None:
-            retraining = Retraining(stages, settings, source, batch, progress)
+            retraining = Retraining(stages, settings, source, batch, progress, checkpoints)
             result = within_budget(result, run.max_drop, retraining, finished)
     return result
 

@@ -46,9 +46,13 @@ class Retraining:
     source: OptimizerSource
     batch: Any
     progress: bool | None
+    checkpoints: Checkpoints
 
-    def epoch(self, model: nn.Module, dense: nn.Module, history: History, number: int) -> None:
-        """One more epoch, in place; ``number`` counts them from 0."""
+    def epoch(self, model: nn.Module, dense: nn.Module, history: History, number: int, change: str) -> None:
+        """One more epoch, in place, or what is left of it; ``number`` counts them from 0, ``change`` says what it is for.
+
+        A run that goes on may find other layers faster, and relax in another order: checkpoints are of one change.
+        """
         settings = self.settings
         start = settings.epochs + number
         teaching = tuple(stage for stage in self.stages if isinstance(stage, Distillation))
@@ -57,8 +61,9 @@ class Retraining:
         session = Session(model, phase, steps, start + 1, self.batch, forward_fn=settings.forward_fn, dense=dense)
         optimizer = self.source.make(session.parameters(), session.model)
         again = replace(settings, epochs=start + 1, rate=lambda progress: _RATE)
+        checkpoints = self.checkpoints.inside(f"relaxed-{number}-{change}")
         with Progress(start + 1, self.progress) as bar:
-            run_phase(session, 0, optimizer, again, Checkpoints(None, {}), history, bar, None)
+            run_phase(session, 0, optimizer, again, checkpoints, history, bar, checkpoints.load())
         session.finish()
 
 
@@ -85,7 +90,8 @@ def within_budget(
             old = masked_fraction(layer)
             new = _relax(result, name, retraining.stages)
             before, after = f"{old:.0%}", f"{new:.0%}"
-            retraining.epoch(result.trained, result.dense, result.history, number)
+            change = f"{name}-{before}-{after}".replace("%", "")
+            retraining.epoch(result.trained, result.dense, result.history, number, change)
             number += 1
         model = finished(result.trained)
         score = evaluate(model, cast(Any, retraining.settings.eval_fn))

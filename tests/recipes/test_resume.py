@@ -42,6 +42,30 @@ def test_killed_at_a_step(tmp_path: Path, dies_at: int, every: int | None) -> No
     assert plain == [{**row, "seconds": 0} for row in result.history.to_json()]
 
 
+@pytest.mark.parametrize("dies_at", [STEPS * EPOCHS + 2, STEPS * (EPOCHS + 1) + 4])
+def test_killed_while_a_relaxed_model_trains_on(tmp_path: Path, dies_at: int) -> None:
+    """`max_drop` adds an epoch for each change of a layer; what is done is not done again."""
+    scores = {"eval_fn": lambda model: -float((model(torch.ones(1, 1, 8, 8)) - 7.0).square().sum()), "max_drop": 0.0}
+    recipe = [fc.recipes.Pruning(0.5, "4x4", end=2), fc.recipes.Distillation("dense")]
+    options: dict[str, Any] = {"recipe": recipe, "checkpoint_every": 2, **scores}
+    whole = _run(None, **options)
+    assert len(whole.history) > EPOCHS + 1
+    with pytest.raises(Killed):
+        _run(tmp_path, dies_at, **options)
+    trained: list[Any] = []
+
+    def counted(output: Any, batch: Any) -> torch.Tensor:
+        trained.append(batch)
+        return torch.nn.functional.cross_entropy(output, batch[1])
+
+    resumed = _run(tmp_path, loss_fn=counted, **options)
+    assert len(trained) == len(whole.history) * STEPS - dies_at  # it died behind a checkpoint
+    assert same_state(whole.trained, resumed.trained)
+    assert resumed.given_up == whole.given_up
+    plain = [{**row, "seconds": 0} for row in whole.history.to_json()]
+    assert plain == [{**row, "seconds": 0} for row in resumed.history.to_json()]
+
+
 @pytest.mark.parametrize("own_generator", [True, False])
 def test_killed_twice_with_shuffling_and_random_collation(tmp_path: Path, own_generator: bool) -> None:
     whole = _run(None, own_generator=own_generator)
