@@ -49,7 +49,7 @@ class Retraining:
     checkpoints: Checkpoints
 
     def epoch(self, model: nn.Module, dense: nn.Module, history: History, number: int, change: str) -> None:
-        """One more epoch, in place, or what is left of it; ``number`` counts them from 0, ``change`` says what it is for.
+        """One more epoch, in place, or what is left of it; ``number`` counts them from 0, ``change`` says what for.
 
         A run that goes on may find other layers faster, and relax in another order: checkpoints are of one change.
         """
