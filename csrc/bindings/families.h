@@ -11,6 +11,7 @@ namespace fastcompress::bindings {
 
 // The operator that runs a blob's weights.
 inline const char* operator_of(const BlobHeader& h) {
+    if (is_four_bit(h)) return "linear_w4";
     if (has_real_weights(h)) return is_linear(h) ? "linear_bsr" : "conv2d_bsr";
     return is_linear(h) ? "linear_w8a8" : "conv2d_w8a8";
 }
@@ -19,7 +20,9 @@ inline const BlobHeader& open_for(const char* op, const void* blob, int64_t byte
     const BlobHeader& header = open_blob(static_cast<const uint8_t*>(blob), bytes);
     if (std::string(op) != operator_of(header))
         throw std::invalid_argument(std::string(op) + ": the packed weights belong to a " +
-                                    (has_real_weights(header) ? "block-sparse float " : "") +
+                                    (is_four_bit(header)        ? "four-bit "
+                                     : has_real_weights(header) ? "block-sparse float "
+                                                                : "") +
                                     (is_linear(header) ? "linear layer" : "convolution") + "; use " +
                                     operator_of(header));
     return header;

@@ -2,6 +2,7 @@
 // Here tensors are checked and outputs allocated; everything else happens behind fastcompress/w8a8.h and bsr.h.
 #include "fastcompress/bsr.h"
 #include "fastcompress/chain.h"
+#include "fastcompress/w4.h"
 
 #include "../cpu/parallel.h"
 #include "families.h"
@@ -24,7 +25,7 @@ void check_packed(const Tensor& packed, const char* op) {
 
 DType input_dtype(const Tensor& input, const BlobHeader& blob, const char* op) {
     check_cpu(input, op, "input");
-    if (has_real_weights(blob))
+    if (has_real_weights(blob) || is_four_bit(blob))
         return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16}, op, "input");
     return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
 }
@@ -143,7 +144,8 @@ Tensor linear(const char* op, const Tensor& input, const Tensor& packed, int64_t
         call.row_zero_point = static_cast<const int32_t*>(zero->data_ptr());
     }
     call.threads.limit = threads();
-    has_real_weights(blob) ? linear_bsr(blob, call) : linear_w8a8(blob, call);
+    const auto run = is_four_bit(blob) ? linear_w4 : has_real_weights(blob) ? linear_bsr : linear_w8a8;
+    run(blob, call);
     return out;
 }
 
@@ -157,6 +159,11 @@ Tensor linear_w8a8_op(const Tensor& input, const Tensor& packed, int64_t out_fea
 Tensor linear_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
                      optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point) {
     return linear("linear_bsr", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, {}, {});
+}
+
+Tensor linear_w4_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
+                    optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point) {
+    return linear("linear_w4", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, {}, {});
 }
 
 // Whether a 4-D tensor lies in channels-last order. Where both orders fit (one channel, one pixel), the strides of the
@@ -304,6 +311,9 @@ STABLE_TORCH_LIBRARY(fastcompress, m) {
         "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0, Tensor? input_scale=None, "
         "Tensor? input_zero_point=None) -> Tensor");
     m.def(
+        "linear_w4(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
+        "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0) -> Tensor");
+    m.def(
         "linear_bsr(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
         "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0) -> Tensor");
     for (const char* name : {"conv2d_w8a8", "conv2d_bsr"})
@@ -321,6 +331,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcompress, CPU, m) {
     m.impl("quantize_per_tensor", TORCH_BOX(&quantize_per_tensor_op));
     m.impl("quantize_per_token", TORCH_BOX(&quantize_per_token_op));
     m.impl("linear_w8a8", TORCH_BOX(&linear_w8a8_op));
+    m.impl("linear_w4", TORCH_BOX(&linear_w4_op));
     m.impl("linear_bsr", TORCH_BOX(&linear_bsr_op));
     m.impl("conv2d_w8a8", TORCH_BOX(&conv2d_w8a8_op));
     m.impl("conv2d_bsr", TORCH_BOX(&conv2d_bsr_op));

@@ -27,6 +27,7 @@ KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, cons
             small ? int64_t{4} : int64_t{0},
             w.depthwise ? w.depthwise : small->depthwise,
             sparse_table(isa),
+            nibble_table(isa),
             e.epilogue,
             e.quantize,
             e.widen,
@@ -115,6 +116,30 @@ SparseTable sparse_table(Isa isa) {
     if (isa >= Isa::avx2) return {integer, kSparseReal_avx2, kInterleave_avx2};
 #endif
     return {integer, kSparseReal_generic, kInterleave_generic};
+}
+
+const NibbleTable& nibble_table(Isa isa) {
+    switch (isa) {
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+        case Isa::avx2:
+            return kNibbles_avx2;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVXVNNI)
+        case Isa::avxvnni:
+            return kNibbles_avxvnni;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+        case Isa::avx512:
+            return kNibbles_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX512VNNI)
+        case Isa::avx512vnni:
+        case Isa::amxint8:  // a tile would have to be unpacked to bytes first
+            return kNibbles_avx512vnni;
+#endif
+        default:
+            return kNibbles_generic;
+    }
 }
 
 const SparseKernel* find_sparse_kernel(const KernelTable& table, DType value, int64_t block_h, int64_t block_w) {

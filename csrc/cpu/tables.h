@@ -53,6 +53,12 @@ extern const InterleaveFunction kInterleave_generic;
 extern const InterleaveFunction kInterleave_avx2;
 extern const InterleaveFunction kInterleave_avx512;
 
+extern const NibbleTable kNibbles_generic;
+extern const NibbleTable kNibbles_avx2;
+extern const NibbleTable kNibbles_avxvnni;
+extern const NibbleTable kNibbles_avx512;
+extern const NibbleTable kNibbles_avx512vnni;
+
 // Register-only loops of the float units; return the operations done.
 int64_t ceiling_fp32_avx2(int64_t iterations);
 int64_t ceiling_fp32_avx512(int64_t iterations);
@@ -63,5 +69,6 @@ int64_t ceiling_bf16_amx(int64_t iterations);
 const W8A8Table& w8a8_table(Isa isa);
 const ElementwiseTable& elementwise_table(Isa isa);
 SparseTable sparse_table(Isa isa);
+const NibbleTable& nibble_table(Isa isa);
 
 }  // namespace fastcompress

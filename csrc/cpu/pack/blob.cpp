@@ -7,6 +7,7 @@
 
 #include "blob_header.h"
 #include "blocks.h"
+#include "nibbles.h"
 
 namespace fastcompress {
 namespace {
@@ -61,7 +62,9 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
             "pack_w8a8: the buffer has " + std::to_string(bytes) + " bytes, needs " + std::to_string(h.total_bytes));
     std::memset(blob, 0, static_cast<size_t>(bytes));
     int32_t* sums = reinterpret_cast<int32_t*>(blob + h.column_sum_offset);
-    if (s.sparse) {
+    if (s.nibbles) {
+        pack_nibbles(*s.nibbles, h, blob);
+    } else if (s.sparse) {
         pack_blocks(*s.sparse, h, blob, sums);
     } else {
         pack_panels(s, h, reinterpret_cast<int8_t*>(blob + h.panels_offset), sums);

@@ -6,6 +6,7 @@
 
 #include "../dispatch.h"
 #include "blocks.h"
+#include "nibbles.h"
 
 namespace fastcompress {
 namespace {
@@ -33,6 +34,8 @@ void check_spec(const LayerSpec& s) {
         require(std::isfinite(s.weight_scale[n]) && s.weight_scale[n] > 0,
                 "pack_w8a8: weight_scale[" + std::to_string(n) + "] is not a positive finite number");
     require(s.weight_rank == 2 || s.weight_rank == 4, "pack_w8a8: weight must have 2 or 4 dimensions");
+    require((s.input_mode == InputMode::none) <= (s.nibbles != nullptr),
+            "pack_w8a8: 8-bit weights take 8-bit activations");
     require(s.weight_rank == 2 || s.input_mode == InputMode::per_tensor,
             "pack_w8a8: convolutions take static activations (input_mode 0) only");
 }
@@ -47,6 +50,7 @@ void lay_out_channels(BlobHeader& h, int64_t padded_channels) {
 
 // Everything that follows from the dimensions, the ISA and whether there is a bias.
 void lay_out(BlobHeader& h) {
+    if (is_four_bit(h)) return lay_out_nibbles(h);
     if (is_block_sparse(h)) {
         lay_out_blocks(h);
         lay_out_channels(h, h.panels * kPanel);
@@ -86,6 +90,12 @@ bool consistent(const BlobHeader& h, int64_t bytes) {
         !between(h.activation, 0, kActivationCount - 1) || !between(h.input_zero_point, 0, 255) ||
         !(std::isnormal(h.input_scale) && h.input_scale > 0) || (h.weight_rank == 4 && h.input_mode != 0))
         return false;
+    if (h.value_bits != 0 && h.value_bits != 4) return false;
+    if (is_four_bit(h) ? !consistent_nibbles(h)
+                       : h.group_size != 0 || h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0 ||
+                             h.input_mode == static_cast<int32_t>(InputMode::none))
+        return false;
+    if (is_four_bit(h) && (is_block_sparse(h) || has_real_weights(h))) return false;
     if (is_block_sparse(h) ? !consistent_blocks(h)
                            : h.block_h != 0 || h.block_w != 0 || h.blocks != 0 || h.entries != 0)
         return false;
@@ -131,6 +141,7 @@ void seal_header(BlobHeader& h) { h.header_checksum = header_checksum(h); }
 BlobHeader plan_blob(const LayerSpec& s) {
     check_spec(s);
     if (s.sparse) check_blocks(s);
+    if (s.nibbles) check_nibbles(s);
     BlobHeader h;
     std::memset(&h, 0, sizeof h);
     h.magic = kBlobMagic;
@@ -149,6 +160,7 @@ BlobHeader plan_blob(const LayerSpec& s) {
     h.activation = static_cast<int32_t>(s.activation);
     h.value_dtype = static_cast<int32_t>(DType::s8);
     if (s.sparse) plan_blocks(*s.sparse, h);
+    if (s.nibbles) plan_nibbles(*s.nibbles, h);
     lay_out(h);
     return h;
 }

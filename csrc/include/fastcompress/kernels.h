@@ -128,6 +128,40 @@ constexpr int64_t kSparseFewRows = 4;
 using InterleaveFunction = void (*)(const uint8_t* from, int64_t stride, int64_t rows, int64_t words, int64_t width,
                                     uint8_t* out);
 
+// Four-bit products: rows of s8 activations times the nibbles of panels [panel0, panel1), in float32. For row m and channel n
+//
+//     v = 0;  for each group g in order:  v = v + float(sum_k (q[n,k] - z[n,g]) a[m,k]) * scale[n,g]
+//                                         v = v + float(sum_k a[m,k]) * minimum[n,g]                  with minima (z = 0)
+//     v = v * row_scale[m]
+//
+// Sums of a group are exact int32; the float32 operations are these, in this order, on every ISA. The layout is blob.h's.
+struct NibbleProduct {
+    const int8_t* a;  // zeros from K to the end of the last eight inputs
+    int64_t rows, a_stride;
+    const int32_t* sums;     // [rows, groups]: of a group's activations
+    const float* row_scale;  // [rows]
+    const uint8_t* w;
+    const void* scale;
+    DType scale_dtype;
+    const uint8_t* zero_point;  // null: 8, or a minimum
+    const float* minimum;       // null: none
+    int64_t octets, group_octets, groups;
+    int64_t panel0, panel1, channels;
+    float* c;  // scratch of kNibbleScratchElements
+    EpilogueFunction finish;
+    const Epilogue* epilogue;
+    int64_t row0;
+};
+constexpr int64_t kNibbleScratchElements = 6 * 64;
+
+// What one ISA has for four-bit weights.
+struct NibbleTable {
+    void (*product)(const NibbleProduct&);
+    const char* name;
+    int64_t rows;    // that are multiplied together
+    int64_t panels;  // likewise
+};
+
 // What one ISA has for sparse weights.
 struct SparseTable {
     const SparseKernel* integer;  // kSparseIntegerKernels of them
@@ -157,6 +191,7 @@ struct KernelTable {
     void (*depthwise)(const DepthwiseRow&);
 
     SparseTable sparse;
+    NibbleTable nibbles;
 
     EpilogueFunction epilogue;
 

@@ -1,0 +1,36 @@
+// Four-bit weights times s8 activations with 512-bit registers; lanes are output channels.
+#pragma once
+
+#include <immintrin.h>
+
+#include "vec_avx512.h"
+
+namespace {
+
+struct Nibbles512Base {
+    using Weights = __m512i;
+    using Inputs = __m512i;
+    static void split(const uint8_t* p, Weights& low, Weights& high) {
+        const __m512i mask = _mm512_set1_epi8(15), x = _mm512_loadu_si512(p);
+        low = _mm512_and_si512(x, mask);
+        high = _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
+    }
+    static Inputs broadcast(const int8_t* p) {
+        int32_t quad;
+        __builtin_memcpy(&quad, p, 4);
+        return _mm512_set1_epi32(quad);
+    }
+    static Vec::I load_bytes(const uint8_t* p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+    static void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+// vpmaddubsw does not saturate here: 15 * 128 * 2 is far below 2^15.
+struct NibblesMadd512 : Nibbles512Base {
+    static Vec::I dot(Vec::I acc, Weights w, Inputs a) {
+        return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, a), _mm512_set1_epi16(1)));
+    }
+};
+
+}  // namespace

@@ -1,0 +1,36 @@
+// Four-bit weights times s8 activations in plain C++; lanes are output channels.
+#pragma once
+
+#include "vec_generic.h"
+
+namespace {
+
+struct NibblesGeneric {
+    struct Weights {
+        uint8_t v[4 * Vec::width];
+    };
+    struct Inputs {
+        int8_t v[4];
+    };
+    // Inputs 0..3 and 4..7 of Vec::width channels.
+    static void split(const uint8_t* p, Weights& low, Weights& high) {
+        for (int i = 0; i < 4 * Vec::width; ++i) {
+            low.v[i] = p[i] & 15;
+            high.v[i] = p[i] >> 4;
+        }
+    }
+    static Inputs broadcast(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static Vec::I dot(Vec::I acc, const Weights& w, const Inputs& a) {
+        for (int l = 0; l < Vec::width; ++l)
+            for (int i = 0; i < 4; ++i) acc.v[l] += w.v[4 * l + i] * a.v[i];
+        return acc;
+    }
+    static Vec::I load_bytes(const uint8_t* p) {
+        Vec::I r;
+        for (int l = 0; l < Vec::width; ++l) r.v[l] = p[l];
+        return r;
+    }
+    static void fetch(const uint8_t*) {}
+};
+
+}  // namespace
