@@ -269,7 +269,10 @@ Tensor conv2d_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_chan
 Tensor conv2d_chain_op(const Tensor& input, const Tensor& program, int64_t out_channels,
                        const std::vector<int64_t>& height, const std::vector<int64_t>& width, ScalarType out_dtype) {
     const char* op = "conv2d_chain";
-    check_packed(program, op);
+    check_cpu(program, op, "program");
+    if (program.scalar_type() != ScalarType::Byte || program.dim() != 1 || !program.is_contiguous())
+        refuse(op, "program must be a contiguous 1-D uint8 tensor, got ", dtype_text(program.scalar_type()),
+               " of shape ", shape_text(program), "; pass what fastcompress.ops.chain_program.pack_chain returned");
     check_cpu(input, op, "input");
     const DType from = kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
     const bool single = input.dim() == 3;
@@ -283,12 +286,14 @@ Tensor conv2d_chain_op(const Tensor& input, const Tensor& program, int64_t out_c
     check_length(height, 2, op, "height");
     check_length(width, 2, op, "width");
     const auto size = [](int64_t n, const std::vector<int64_t>& window) {
-        constexpr int64_t kFar = int64_t{1} << 40;
+        constexpr int64_t kFar = int64_t{1} << 60;
         return window[1] < 1 || window[0] < -kFar || window[0] > kFar ? -1 : (n + window[0]) / window[1];
     };
     if (to.channels != out_channels || to.height != size(x.size(2), height) || to.width != size(x.size(3), width) ||
         torch_dtype(to.dtype) != out_dtype)
-        refuse(op, "out_channels, height, width or out_dtype are not those of the program");
+        refuse(op, "out_channels ", out_channels, ", height ", shape_text(height), ", width ", shape_text(width),
+               " and out_dtype ", dtype_text(out_dtype), " are not the program's, which gives [", to.channels, ", ",
+               to.height, ", ", to.width, "] of ", dtype_text(torch_dtype(to.dtype)));
     Tensor out = empty_channels_last({x.size(0), to.channels, to.height, to.width}, to.dtype);
     Threads limit;
     limit.limit = threads();

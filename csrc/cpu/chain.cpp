@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "conv2d_geometry.h"
+#include "chain_split.h"
 #include "dispatch.h"
 #include "gemm_driver.h"
 #include "pack/blob_header.h"
@@ -19,14 +19,8 @@
 namespace fastcompress {
 namespace {
 
-// Images that a thread takes through the chain at once: what lies between two convolutions should stay in L2, but each
-// convolution has some microseconds of its own a call.
-constexpr int64_t kGroupBytes = 1 << 19;
-constexpr int64_t kGroupImages = 8;
-constexpr double kMaxElements = 1e12;  // of one image: far above memory, and products with a batch's size fit int64
-constexpr int64_t kMaxBatch = 1 << 20;
-// With so many images a thread, one more or less does not matter; with fewer, all threads share the odd ones.
-constexpr int64_t kUnevenImages = 8;
+constexpr double kMaxElements = 1e12;   // of an image: far above memory, and bytes of so many fit int64
+constexpr int64_t kMaxBatch = 1 << 20;  // of a pass; more take several
 
 [[noreturn]] void corrupt(const std::string& what) {
     throw BlobError("packed weights: chain: " + what + "; freeze the model again");
@@ -36,12 +30,20 @@ constexpr int64_t kUnevenImages = 8;
     throw std::invalid_argument("conv2d_chain: convolution " + std::to_string(step) + " " + what);
 }
 
+// Of the header up to its checksum, and of the steps.
 uint64_t program_checksum(const uint8_t* program, int64_t steps) {
-    constexpr int64_t kBefore = sizeof(ChainHeader) - sizeof(uint64_t);
-    std::vector<uint8_t> text(static_cast<size_t>(kBefore + steps * static_cast<int64_t>(sizeof(ChainStep))));
-    std::memcpy(text.data(), program, kBefore);
-    std::memcpy(text.data() + kBefore, program + sizeof(ChainHeader), text.size() - kBefore);
-    return blob_checksum(text.data(), static_cast<int64_t>(text.size()));
+    const uint64_t first = blob_checksum(program, sizeof(ChainHeader) - sizeof(uint64_t));
+    const uint64_t rest = blob_checksum(program + sizeof(ChainHeader), steps * static_cast<int64_t>(sizeof(ChainStep)));
+    return first ^ (rest << 1 | rest >> 63);
+}
+
+const BlobHeader& open_weights(const uint8_t* blob, int64_t bytes, int64_t step) {
+    try {
+        return open_blob(blob, bytes);
+    } catch (const BlobError& error) {  // its remedies are a layer's
+        const std::string text = error.what();
+        corrupt("convolution " + std::to_string(step) + ": " + text.substr(0, text.find(';')));
+    }
 }
 
 int64_t table_end(int64_t steps) {
@@ -82,8 +84,13 @@ class FirstError {
     std::exception_ptr error_;
 };
 
-// Values of this thread's images. Not Workspace::local(), which the convolutions use meanwhile.
-Workspace& values() {
+bool is_too_large(const ImageType& type) {
+    return !(static_cast<double>(type.height) * static_cast<double>(type.width) * static_cast<double>(type.channels) <
+             kMaxElements);
+}
+
+// Values of the images that are in a chain. Not Workspace::local(), which the convolutions use meanwhile.
+Workspace& value_memory() {
     thread_local Workspace workspace;
     return workspace;
 }
@@ -93,6 +100,7 @@ Workspace& values() {
 Chain::Chain(const uint8_t* program, int64_t bytes, const ImageType& input) : input_(input) {
     const ChainHeader& header = open_header(program, bytes);
     const auto* data = reinterpret_cast<const ChainStep*>(program + sizeof(ChainHeader));
+    if (is_too_large(input)) throw std::invalid_argument("conv2d_chain: an image is too large to address");
     steps_.reserve(static_cast<size_t>(header.steps));
     for (int64_t i = 0; i < header.steps; ++i) {
         const ChainStep& s = data[i];
@@ -113,7 +121,7 @@ void Chain::open_step(const uint8_t* program, const ChainStep& data) {
     if (data.input < kChainInput || data.input >= index || data.residual < kNoValue || data.residual >= index)
         corrupt("a convolution reads what comes after it");
     if (data.out_dtype < 0 || data.out_dtype > static_cast<int32_t>(DType::s8)) corrupt("no such output type");
-    const BlobHeader& blob = open_blob(program + data.blob_offset, data.blob_bytes);
+    const BlobHeader& blob = open_weights(program + data.blob_offset, data.blob_bytes, index);
     if (is_linear(blob) || has_real_weights(blob)) corrupt("a layer in it is no int8 convolution");
     const auto type = static_cast<DType>(data.out_dtype);
     const int32_t low = type == DType::s8 ? -128 : 0;
@@ -145,10 +153,7 @@ void Chain::open_step(const uint8_t* program, const ChainStep& data) {
     c.out.zero_point = data.out_zero_point;
     step.type = {blob.out_channels, conv_out_height(blob, c), conv_out_width(blob, c), type};
     if (step.type.height < 1 || step.type.width < 1) refuse(steps_.size(), "is larger than its padded input");
-    if (!(static_cast<double>(step.type.height) * static_cast<double>(step.type.width) *
-              static_cast<double>(step.type.channels) <
-          kMaxElements))
-        refuse(steps_.size(), "has an output that is too large to address; check its padding");
+    if (is_too_large(step.type)) refuse(steps_.size(), "has an output that is too large to address; check its padding");
     if (data.residual != kNoValue) {
         const ImageType& added = type_of(data.residual);
         if (!is_float(added.dtype) || added.channels != step.type.channels || added.height != step.type.height ||
@@ -179,32 +184,36 @@ void Chain::assign_buffers() {
     }
 }
 
-int64_t Chain::image_bytes() const {
-    int64_t sum = input_.bytes() + output().bytes();
-    for (int64_t bytes : buffer_bytes_) sum += bytes;
-    return sum;
-}
-
-int Chain::threads_for(int64_t batch, const Threads& threads) const {
-    Work work;
+// Roughly what one thread does for an image, weights not counted.
+double Chain::image_ns() const {
+    const KernelTable& table = current_table();
+    double ns = 0;
     for (const Step& step : steps_) {
         const BlobHeader& b = *step.blob;
-        const int64_t pixels = batch * step.type.height * step.type.width;
-        work.multiply_adds += is_block_sparse(b) ? sparse_work(b, pixels).multiply_adds
-                                                 : pixels * b.panels * kPanel * panel_sets(b) * b.k_pad;
-        work.outputs += pixels * step.type.channels;
+        const double pixels = static_cast<double>(step.type.height) * static_cast<double>(step.type.width);
+        Work one;  // of a pixel
+        one.multiply_adds =
+            is_block_sparse(b) ? sparse_work(b, 1).multiply_adds : b.panels * kPanel * panel_sets(b) * b.k_pad;
+        one.outputs = b.out_channels;
+        ns += pixels * estimated_ns(table, one);
     }
-    return worthwhile_threads(current_table(), threads, work);
+    return ns;
 }
 
-void Chain::run_images(const uint8_t* x, uint8_t* out, int64_t images, const Threads& threads) const {
-    Workspace& memory = values();
-    size_t total = 0;
-    for (int64_t bytes : buffer_bytes_) total += Workspace::size(static_cast<size_t>(bytes * images));
-    memory.reset(total);
+int64_t Chain::value_bytes(int64_t images) const {
+    int64_t total = 0;
+    for (int64_t bytes : buffer_bytes_)
+        total += static_cast<int64_t>(Workspace::size(static_cast<size_t>(bytes * images)));
+    return total;
+}
+
+void Chain::run_images(const uint8_t* x, uint8_t* out, int64_t images, const Threads& threads, uint8_t* values) const {
     std::vector<uint8_t*> buffers;
     buffers.reserve(buffer_bytes_.size());
-    for (int64_t bytes : buffer_bytes_) buffers.push_back(memory.take_array<uint8_t>(bytes * images));
+    for (int64_t bytes : buffer_bytes_) {
+        buffers.push_back(values);
+        values += Workspace::size(static_cast<size_t>(bytes * images));
+    }
     const auto at = [&](int64_t value) -> const uint8_t* {
         return value == kChainInput ? x : buffers[static_cast<size_t>(steps_[static_cast<size_t>(value)].buffer)];
     };
@@ -217,31 +226,51 @@ void Chain::run_images(const uint8_t* x, uint8_t* out, int64_t images, const Thr
         call.out.data = step.buffer < 0 ? out : buffers[static_cast<size_t>(step.buffer)];
         conv2d_w8a8(*step.blob, call);
     }
-    memory.trim();
 }
 
 void Chain::run(const void* x, void* out, int64_t batch, const Threads& threads) const {
-    if (batch > kMaxBatch) throw std::invalid_argument("conv2d_chain: more than 1048576 images; call it in parts");
     const auto* from = static_cast<const uint8_t*>(x);
     auto* to = static_cast<uint8_t*>(out);
-    const int64_t in_bytes = input_.bytes(), out_bytes = output().bytes();
-    const int64_t team = threads_for(batch, threads);
-    const int64_t by_images = team == 1 || batch >= team * kUnevenImages ? batch : batch / team * team;
-    if (by_images > 0) {
-        const int64_t fit = std::max(kGroupImages, kGroupBytes / image_bytes());
-        const int64_t groups = std::min(by_images, round_up(ceil_div(by_images, fit), team));
-        TaskQueue queue(groups, static_cast<int>(team));
-        FirstError error;
-        parallel(static_cast<int>(team), [&](Team& member) {
+    for (int64_t first = 0; first < batch; first += kMaxBatch)
+        run_pass(from + first * input_.bytes(), to + first * output().bytes(), std::min(kMaxBatch, batch - first),
+                 threads);
+}
+
+void Chain::run_pass(const uint8_t* x, uint8_t* out, int64_t batch, const Threads& threads) const {
+    Work work;
+    for (const Step& step : steps_) work.weight_bytes += step.data->blob_bytes;
+    work.inputs = batch * input_.channels * input_.height * input_.width;
+    const double ns = image_ns();
+    const int team = worthwhile_threads(current_table(), threads, work, static_cast<double>(batch) * ns);
+    int64_t image_bytes = input_.bytes() + output().bytes();
+    for (int64_t bytes : buffer_bytes_) image_bytes += bytes;
+    const ChainSplit split = split_images(batch, team, image_bytes, ns, static_cast<int64_t>(steps_.size()));
+    const int64_t rest = batch - split.by_images, largest = split.groups ? ceil_div(split.by_images, split.groups) : 0;
+    const int64_t group_bytes = value_bytes(largest);
+    Workspace& memory = value_memory();
+    memory.reset(Workspace::size(static_cast<size_t>(std::max(group_bytes * team, value_bytes(rest)))));
+    auto* values = memory.take_array<uint8_t>(std::max(group_bytes * team, value_bytes(rest)));
+    FirstError error;
+    if (split.groups > 0) {
+        TaskQueue queue(split.groups, team, 1);
+        parallel(team, [&](Team& member) {
             for (int64_t t; queue.next(member, &t);) {
-                const int64_t begin = by_images * t / groups, end = by_images * (t + 1) / groups;
-                error.guard([&] { run_images(from + begin * in_bytes, to + begin * out_bytes, end - begin, {1, 0}); });
+                const int64_t begin = split.by_images * t / split.groups,
+                              end = split.by_images * (t + 1) / split.groups;
+                error.guard([&] {
+                    run_images(x + begin * input_.bytes(), out + begin * output().bytes(), end - begin, {1, 0},
+                               values + group_bytes * member.thread());
+                });
             }
         });
-        error.rethrow();
     }
-    if (by_images < batch)
-        run_images(from + by_images * in_bytes, to + by_images * out_bytes, batch - by_images, threads);
+    if (rest > 0)
+        error.guard([&] {
+            run_images(x + split.by_images * input_.bytes(), out + split.by_images * output().bytes(), rest, threads,
+                       values);
+        });
+    memory.trim();
+    error.rethrow();
 }
 
 }  // namespace fastcompress

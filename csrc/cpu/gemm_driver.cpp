@@ -20,12 +20,16 @@ constexpr int64_t kCachedWeights = 4 << 20;  // more than this is not found in L
 
 }  // namespace
 
-int worthwhile_threads(const KernelTable& table, const Threads& threads, const Work& work) {
+double estimated_ns(const KernelTable& table, const Work& work) {
+    return static_cast<double>(work.multiply_adds) / static_cast<double>(table.multiply_adds_per_ns) +
+           kWeightByteNs * static_cast<double>(work.weight_bytes) + kInputNs * static_cast<double>(work.inputs) +
+           kOutputNs * static_cast<double>(work.outputs);
+}
+
+int worthwhile_threads(const KernelTable& table, const Threads& threads, const Work& work, double more_ns) {
     if (threads.exactly > 0) return std::min(threads.exactly, kMaxThreads);
-    const double ns = static_cast<double>(work.multiply_adds) / static_cast<double>(table.multiply_adds_per_ns) +
-                      kWeightByteNs * static_cast<double>(work.weight_bytes) +
-                      kInputNs * static_cast<double>(work.inputs) + kOutputNs * static_cast<double>(work.outputs);
-    return ns < kSerialNs ? 1 : std::min(threads.limit > 0 ? threads.limit : max_threads(), kMaxThreads);
+    if (estimated_ns(table, work) + more_ns < kSerialNs) return 1;
+    return std::min(threads.limit > 0 ? threads.limit : max_threads(), kMaxThreads);
 }
 
 GemmPlan plan_gemm(const KernelTable& table, int64_t rows, int64_t columns, int64_t k_pad, int threads) {

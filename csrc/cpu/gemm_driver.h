@@ -39,7 +39,10 @@ void run_gemm_task(const GemmProblem& problem, const GemmPlan& plan, int64_t tas
 struct Work {
     int64_t multiply_adds = 0, weight_bytes = 0, inputs = 0, outputs = 0;  // inputs, outputs: elements
 };
+// Roughly how long one thread takes.
+double estimated_ns(const KernelTable& table, const Work& work);
 // Threads worth starting for it: one while a second would wait for the first one's data longer than it computes.
-int worthwhile_threads(const KernelTable& table, const Threads& threads, const Work& work);
+// `more_ns`: work that is known by its time.
+int worthwhile_threads(const KernelTable& table, const Threads& threads, const Work& work, double more_ns = 0);
 
 }  // namespace fastcompress

@@ -28,7 +28,10 @@ class Team {
 // to call it meets the same weights in its cache; then it helps those who are behind, so that a slow core takes fewer.
 class TaskQueue {
    public:
-    TaskQueue(int64_t count, int threads) : shares_(threads < kMaxShares ? threads : kMaxShares) {
+    // A helper's weights and output lie in the other core's cache: for a single small task it costs more than it saves (3%), so a
+    // share is helped while it has at least `worth_helping` tasks left.
+    TaskQueue(int64_t count, int threads, int64_t worth_helping = 2)
+        : shares_(threads < kMaxShares ? threads : kMaxShares), worth_helping_(worth_helping) {
         for (int i = 0; i < shares_; ++i) {
             share_[i].next.store(count * i / shares_, std::memory_order_relaxed);
             share_[i].end = count * (i + 1) / shares_;
@@ -39,7 +42,7 @@ class TaskQueue {
             const int owner = (team.thread() + i) % shares_;
             Share& s = share_[owner];
             // A share whose owner is not there (the runtime gave fewer threads) has to be finished by others.
-            const int64_t least = i == 0 || owner >= team.threads() ? 1 : kWorthHelping;
+            const int64_t least = i == 0 || owner >= team.threads() ? 1 : worth_helping_;
             if (s.end - s.next.load(std::memory_order_relaxed) < least) continue;
             *task = s.next.fetch_add(1, std::memory_order_relaxed);
             if (*task < s.end) return true;
@@ -49,13 +52,12 @@ class TaskQueue {
 
    private:
     static constexpr int kMaxShares = 16;
-    // A helper's weights and output lie in the other core's cache: for a single task it costs more than it saves (3%).
-    static constexpr int64_t kWorthHelping = 2;
     struct alignas(64) Share {
         std::atomic<int64_t> next;
         int64_t end;
     };
     int shares_;
+    int64_t worth_helping_;
     Share share_[kMaxShares];
 };
 

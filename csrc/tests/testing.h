@@ -32,3 +32,6 @@ inline void expect(bool ok, const char* isa, const char* what) {
 
 // block_sparse_test.cpp
 void check_block_sparse(const char* isa, int threads);
+
+// chain_test.cpp
+void check_chain(const char* isa, int threads);

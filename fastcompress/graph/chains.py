@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
+from fastcompress.nn.calls import is_compiling
 from fastcompress.nn.conv2d import PackedConv2d
 from fastcompress.nn.quantized import QuantizedLayer
 from fastcompress.ops import native
 from fastcompress.ops.chain import Window
-from fastcompress.ops.chain_program import INPUT, ChainStep, pack_chain, unpack_chain
+from fastcompress.ops.chain_program import INPUT, MOST_STEPS, ChainStep, pack_chain, unpack_chain
 
 from .epilogue import layer_of
 
@@ -41,7 +42,7 @@ def find_chains(model: fx.GraphModule) -> list[Chain]:
     while native.available and place < len(nodes):
         run: list[fx.Node] = []
         for node in nodes[place:]:
-            if not _may_follow(model, node, run):
+            if len(run) == MOST_STEPS or not _may_follow(model, node, run):
                 break
             run.append(node)
         length = _longest(run)
@@ -89,17 +90,18 @@ def chain_call(model: fx.GraphModule, chain: Chain) -> Callable[[Tensor], Tensor
     height, width = ([window.offset, window.step] for window in windows)
     last, dtype = layers[-1], chain.nodes[-1].kwargs["out_dtype"]
     operator = torch.ops.fastcompress.conv2d_chain.default
-    first, name = layers[0], str(chain.nodes[0].target)
+    bound, names = operator._op, [str(node.target) for node in chain.nodes]
 
     def call(input: Tensor) -> Tensor:
+        run = operator if is_compiling() else bound
         try:
-            return operator(input, program, last.out_channels, height, width, dtype)
+            return cast(Tensor, run(input, program, last.out_channels, height, width, dtype))
         except Exception as error:
-            first._diagnose(input)
-            error.add_note(f"raised in the convolutions from {name!r} on of the frozen model")
+            layers[0]._diagnose(input)
+            error.add_note(f"raised in the frozen model's chain of convolutions {', '.join(names)} (numbered from 0)")
             raise
 
-    call.__name__, call.__module__ = f"chain_{name.replace('.', '_')}", __name__
+    call.__name__, call.__module__ = f"chain_{names[0].replace('.', '_')}", __name__
     return call
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import packing
 from .chain_program import INPUT, unpack_chain
-from .checks import check_tensor
+from .checks import FLOATS, check_tensor
 from .reference import memory_format
 
 __all__ = ["Window", "conv2d_chain", "conv2d_chain_fake"]
@@ -84,6 +84,10 @@ def conv2d_chain_fake(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """The output without its values, for ``torch.compile`` and ``torch.export``."""
+    if input.dtype not in (*FLOATS, torch.uint8) or program.dtype != torch.uint8:
+        raise TypeError(
+            f"conv2d_chain: `input` must be floats or uint8 and `program` uint8, got {input.dtype}, {program.dtype}"
+        )
     shape = _shape(input, out_channels, height, width)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     whole = batched.shape[:1] + torch.Size(shape[-3:])

@@ -14,20 +14,21 @@ from ..errors import PackedBlobError
 from . import packing
 from .checks import check_parameters, check_tensor
 
-__all__ = ["INPUT", "ChainStep", "pack_chain", "unpack_chain"]
+__all__ = ["INPUT", "MOST_STEPS", "ChainStep", "pack_chain", "unpack_chain"]
 
 #: As a step's input or residual: what the chain itself takes.
 INPUT = -1
 
 _MAGIC, _VERSION, _ALIGN = 0x48434346, 1, 64
-_HEADER = struct.Struct("<Iiqq32x")
-_CHECKSUM = struct.Struct("<Q")
+_HEADER = struct.Struct("=Iiqq32x")
+_CHECKSUM = struct.Struct("=Q")
 _HEADER_BYTES = _HEADER.size + _CHECKSUM.size
-_STEP = struct.Struct("<12qifi20x")
+_STEP = struct.Struct("=12qifi20x")
 _NO_VALUE = -2
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int8)
 _WORD = (1 << 64) - 1
-_MOST_STEPS = 1024
+#: Convolutions of a chain at most.
+MOST_STEPS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,38 @@ class ChainStep:
 def pack_chain(steps: Sequence[ChainStep]) -> Tensor:
     """The program of a chain: 1-D uint8, whose weights are copies of the steps'.
 
+    Steps with the same weight tensor share one copy.
+
     Raises:
         TypeError: weights are no uint8 tensor on the CPU, or an output's dtype is none that convolutions give.
         ValueError: no steps or too many, a step that reads what comes after it, weights that are not those of an int8
-            convolution, an output's scale or zero point out of range.
+            convolution, a number out of range.
         PackedBlobError: weights are foreign or corrupt.
     """
-    if not 1 <= len(steps) <= _MOST_STEPS:
-        raise ValueError(f"pack_chain: a chain has 1 to {_MOST_STEPS} steps, got {len(steps)}")
-    place = _round_up(_HEADER_BYTES + _STEP.size * len(steps))
-    table, places = bytearray(), []
+    if not 1 <= len(steps) <= MOST_STEPS:
+        raise ValueError(f"pack_chain: a chain has 1 to {MOST_STEPS} steps, got {len(steps)}")
+    size = _round_up(_HEADER_BYTES + _STEP.size * len(steps))
+    table, places = bytearray(), dict[tuple[int, int], int]()
     for index, step in enumerate(steps):
         _check_step(index, step)
-        places.append(place)
-        table += _STEP.pack(
+        weights = (step.packed.data_ptr(), step.packed.numel())
+        if weights not in places:
+            places[weights] = size
+            size = _round_up(size + step.packed.numel())
+        table += _step_bytes(index, step, places[weights])
+    header = _HEADER.pack(_MAGIC, _VERSION, size, len(steps))
+    text = header + _CHECKSUM.pack(_checksum(header, bytes(table))) + bytes(table)
+    program = torch.zeros(size, dtype=torch.uint8)
+    program[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    for step in steps:
+        place = places[step.packed.data_ptr(), step.packed.numel()]
+        program[place : place + step.packed.numel()] = step.packed
+    return program
+
+
+def _step_bytes(index: int, step: ChainStep, place: int) -> bytes:
+    try:
+        return _STEP.pack(
             place,
             step.packed.numel(),
             step.input,
@@ -83,14 +102,8 @@ def pack_chain(steps: Sequence[ChainStep]) -> Tensor:
             step.out_scale,
             step.out_zero_point,
         )
-        place = _round_up(place + step.packed.numel())
-    header = _HEADER.pack(_MAGIC, _VERSION, place, len(steps))
-    text = header + _CHECKSUM.pack(_checksum(header + bytes(table))) + bytes(table)
-    program = torch.zeros(place, dtype=torch.uint8)
-    program[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    for step, place in zip(steps, places, strict=True):
-        program[place : place + step.packed.numel()] = step.packed
-    return program
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"pack_chain: step {index}: a number is out of range ({error}): {step}") from error
 
 
 def _round_up(value: int) -> int:
@@ -104,6 +117,7 @@ def _check_step(index: int, step: ChainStep) -> None:
             f"pack_chain: step {index}: `packed` is {step.packed.dtype} on {step.packed.device}, expected the uint8 "
             "tensor that fastcompress.ops.pack returns, on the CPU"
         )
+    packing.check(step.packed)
     family = packing.info(step.packed)["family"]
     if family != "conv2d_w8a8":
         raise ValueError(f"pack_chain: step {index}: `packed` holds a {family} layer, expected conv2d_w8a8")
@@ -117,10 +131,15 @@ def _check_step(index: int, step: ChainStep) -> None:
         check_parameters("pack_chain", "out_", step.out_scale, step.out_zero_point, low, low + 255)
 
 
-def _checksum(text: bytes) -> int:
+def _checksum(header: bytes, table: bytes) -> int:
+    first, rest = _blob_checksum(header), _blob_checksum(table)
+    return first ^ (rest << 1 & _WORD | rest >> 63)
+
+
+def _blob_checksum(text: bytes) -> int:
     """``blob_checksum`` of csrc/cpu/pack/blob_header.cpp, of whole 8-byte words."""
     h = 0x9E3779B97F4A7C15 ^ len(text)
-    for (word,) in (*struct.iter_unpack("<Q", text), (0,)):
+    for (word,) in (*struct.iter_unpack("=Q", text), (0,)):
         h = (h ^ word) * 0xFF51AFD7ED558CCD & _WORD
         h = (h << 29 | h >> 35) & _WORD
     return h ^ h >> 32
@@ -136,23 +155,27 @@ def unpack_chain(program: Tensor) -> list[ChainStep]:
     if not isinstance(program, Tensor) or program.dtype != torch.uint8:
         got = program.dtype if isinstance(program, Tensor) else type(program).__name__
         raise TypeError(f"conv2d_chain: `program` must be a uint8 tensor, got {got}; pack_chain makes one")
-    text = program[: _HEADER_BYTES + _STEP.size * _MOST_STEPS].cpu().numpy().tobytes()
-    if program.dim() != 1 or len(text) < _HEADER_BYTES:
+    if program.dim() != 1:
+        raise PackedBlobError(f"packed weights: chain: it has shape {list(program.shape)}; freeze the model again")
+    text = program[: _HEADER_BYTES + _STEP.size * MOST_STEPS].cpu().numpy().tobytes()
+    if len(text) < _HEADER_BYTES:
         raise PackedBlobError("packed weights: chain: shorter than its header; freeze the model again")
     magic, version, size, count = _HEADER.unpack_from(text)
     end = _HEADER_BYTES + _STEP.size * count
-    if (magic, version, size) != (_MAGIC, _VERSION, program.numel()) or not 1 <= count <= _MOST_STEPS or end > size:
+    if (magic, version, size) != (_MAGIC, _VERSION, program.numel()) or not 1 <= count <= MOST_STEPS or end > size:
         raise PackedBlobError("packed weights: chain: not the program of a chain; freeze the model again")
     table = text[_HEADER_BYTES:end]
-    if _CHECKSUM.unpack_from(text, _HEADER.size)[0] != _checksum(text[: _HEADER.size] + table):
+    if _CHECKSUM.unpack_from(text, _HEADER.size)[0] != _checksum(text[: _HEADER.size], table):
         raise PackedBlobError("packed weights: chain: checksum mismatch; freeze the model again")
-    return [_read_step(program, fields) for fields in _STEP.iter_unpack(table)]
+    return [_read_step(program, end, index, fields) for index, fields in enumerate(_STEP.iter_unpack(table))]
 
 
-def _read_step(program: Tensor, fields: tuple[float, ...]) -> ChainStep:
+def _read_step(program: Tensor, end: int, index: int, fields: tuple[float, ...]) -> ChainStep:
     place, length, input, residual, *geometry = (int(value) for value in fields[:12])
-    if not _HEADER_BYTES <= place <= place + length <= program.numel() or not 0 <= fields[12] < len(_DTYPES):
+    if not end <= place <= place + length <= program.numel() or not 0 <= fields[12] < len(_DTYPES):
         raise PackedBlobError("packed weights: chain: weights outside of the buffer; freeze the model again")
+    if not INPUT <= input < index or not (residual == _NO_VALUE or INPUT <= residual < index):
+        raise PackedBlobError("packed weights: chain: a step reads what comes after it; freeze the model again")
     stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w = geometry
     return ChainStep(
         program[place : place + length],

@@ -1,12 +1,13 @@
 // Int8 convolutions that follow each other, as one call: a thread takes whole images through all of them, so that what lies
-// between stays in its own cache, and threads meet once at the end.
+// between stays in its own cache. Images that are too few for the threads go through the convolutions one after the other, each
+// shared by all threads.
 //
 // The program of a chain is one buffer:
 //
 //     | ChainHeader 64 | ChainStep 128, one a convolution | packed weights (blob.h), each at a multiple of 64 bytes |
 //
 // Step i makes value i from the values before it; the last one is the output. Values lie channels-last. Written by
-// fastcompress/ops/chain.py.
+// fastcompress/ops/chain_program.py.
 #pragma once
 
 #include <vector>
@@ -67,14 +68,13 @@ class Chain {
         int64_t last_use;  // the last step that reads it
         int buffer;        // where it lies while it is needed; the last step's lies in the caller's memory
     };
-    class Scratch;
-
     void open_step(const uint8_t* program, const ChainStep& data);
     void assign_buffers();
     const ImageType& type_of(int64_t value) const;
-    int64_t image_bytes() const;
-    int threads_for(int64_t batch, const Threads& threads) const;
-    void run_images(const uint8_t* x, uint8_t* out, int64_t images, const Threads& threads) const;
+    double image_ns() const;
+    int64_t value_bytes(int64_t images) const;
+    void run_pass(const uint8_t* x, uint8_t* out, int64_t batch, const Threads& threads) const;
+    void run_images(const uint8_t* x, uint8_t* out, int64_t images, const Threads& threads, uint8_t* values) const;
 
     ImageType input_;
     std::vector<Step> steps_;
