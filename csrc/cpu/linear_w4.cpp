@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "dispatch.h"
 #include "epilogue_setup.h"
 #include "fastcompress/w4.h"
 #include "gemm_driver.h"

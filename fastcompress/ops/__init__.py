@@ -7,6 +7,7 @@ from .arithmetic import quantize_weight
 from .block_csr import BlockCSR
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
+from .canonical_w4 import W4Canonical
 from .constants import ACTIVATIONS, INPUT_MODES, ISA_NAMES, MAX_K
 from .packing import check, info, pack, unpack
 
@@ -18,6 +19,7 @@ __all__ = [
     "BlockCSR",
     "SparseCanonical",
     "SparseW8A8Canonical",
+    "W4Canonical",
     "W8A8Canonical",
     "check",
     "info",
@@ -37,6 +39,7 @@ def _register() -> torch.library.Library:
         reference.linear_w8a8,
         reference.conv2d_w8a8,
         reference.linear_bsr,
+        reference.linear_w4,
         reference.conv2d_bsr,
         chain.conv2d_chain,
     ):

@@ -127,6 +127,11 @@ def check_quantize_per_token(input: Tensor) -> None:
         raise ValueError(f"{op}: `input` must have at least one dimension ([..., K]), got a scalar")
 
 
+def _has_float_sums(op: str) -> bool:
+    """Whether an operator's weights are floats, or have a scale for each group: it takes floats, and no int32 comes out."""
+    return op.endswith(("_bsr", "_w4"))
+
+
 def _check_output(
     op: str,
     input: Tensor,
@@ -140,8 +145,8 @@ def _check_output(
         out_dtype = torch.float32 if input.dtype == torch.uint8 else input.dtype
     if out_dtype in _RANGES:
         check_parameters(op, "out_", out_scale, out_zero_point, *_RANGES[out_dtype])
-    elif out_dtype == torch.int32 and op.endswith("_bsr"):
-        raise TypeError(f"{op}: `out_dtype` is int32, but float weights have no int32 accumulator; use torch.float32")
+    elif out_dtype == torch.int32 and _has_float_sums(op):
+        raise TypeError(f"{op}: `out_dtype` is int32, but these weights have no int32 accumulator; use torch.float32")
     elif out_dtype not in (*FLOATS, torch.int32):
         raise TypeError(
             f"{op}: `out_dtype` must be float32, bfloat16, float16, uint8, int8 or int32 (the accumulator), "
@@ -157,7 +162,7 @@ def _check_output(
 
 
 def _check_input(op: str, input: Tensor) -> None:
-    allowed = FLOATS if op.endswith("_bsr") else (*FLOATS, torch.uint8)
+    allowed = FLOATS if _has_float_sums(op) else (*FLOATS, torch.uint8)
     _expect_dtype(op, "input", input, allowed, "convert it with .float()")
 
 

@@ -14,7 +14,7 @@ ACTIVATIONS: dict[str, int] = {
     "hardsigmoid": 7,
 }
 
-#: How a layer gets its u8 activations.
+#: How a layer gets its 8-bit activations.
 INPUT_MODES: dict[str, int] = {"static": 0, "dynamic": 1, "dynamic_symmetric": 2}
 
 #: Instruction sets with kernels of their own, weakest first. ``reference`` is plain torch.

@@ -44,7 +44,8 @@ def _linear_w8a8(
     return input.new_empty(shape, dtype=dtype)
 
 
-def _linear_bsr(
+def _linear_real(
+    op: str,
     input: Tensor,
     packed: Tensor,
     out_features: int,
@@ -54,7 +55,7 @@ def _linear_bsr(
     out_zero_point: int = 0,
 ) -> Tensor:
     shape, dtype = checks.check_linear(
-        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op="linear_bsr"
+        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op=op
     )
     return input.new_empty(shape, dtype=dtype)
 
@@ -128,12 +129,13 @@ def register(library: torch.library.Library) -> None:
         _quantize_per_tensor,
         _quantize_per_token,
         _linear_w8a8,
-        _linear_bsr,
         _dequantize,
         _linear_backward,
         _conv2d_backward,
     ):
         torch.library.register_fake(f"fastcompress::{function.__name__[1:]}", function, lib=library)
+    for op in ("linear_bsr", "linear_w4"):
+        torch.library.register_fake(f"fastcompress::{op}", partial(_linear_real, op), lib=library)
     for op in ("conv2d_w8a8", "conv2d_bsr"):
         torch.library.register_fake(f"fastcompress::{op}", partial(_conv2d, op), lib=library)
     torch.library.register_fake("fastcompress::conv2d_chain", chain.conv2d_chain_fake, lib=library)

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from ..errors import PackedBlobError
-from . import native, reference_layout
+from . import native, reference_layout, reference_w4
 from .block_csr import BlockCSR, validate_block_csr
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
+from .canonical_w4 import W4Canonical
 from .checks import check_parameters, check_scale
 from .constants import ACTIVATIONS, INPUT_MODES, MAX_K
 
 __all__ = ["KERNEL_BLOCKS", "Canonical", "check", "dequantize", "info", "pack", "unpack"]
 
 #: What can be packed.
-Canonical = W8A8Canonical | SparseW8A8Canonical | SparseCanonical
+Canonical = W8A8Canonical | SparseW8A8Canonical | SparseCanonical | W4Canonical
 
 #: The block shapes (outputs, inputs) that kernels take, for each dtype of the values, fastest first.
 KERNEL_BLOCKS: dict[torch.dtype, tuple[tuple[int, int], ...]] = {
@@ -111,6 +112,8 @@ def pack(c: Canonical) -> Tensor:
         TypeError: a tensor has the wrong dtype.
         ValueError: a shape, scale, zero point, mode, activation, index or group count is out of range.
     """
+    if isinstance(c, W4Canonical):
+        return _pack_nibbles(c)
     if not isinstance(c, W8A8Canonical):
         return _pack_blocks(c)
     _validate(c)
@@ -128,6 +131,83 @@ def pack(c: Canonical) -> Tensor:
 
 def _input_codes(c: W8A8Canonical | SparseW8A8Canonical) -> tuple[int, float, int, int]:
     return INPUT_MODES[c.input_mode], c.input_scale, c.input_zero_point, ACTIVATIONS[c.activation]
+
+
+def _validate_nibbles(c: W4Canonical) -> None:
+    if not isinstance(c.weight_packed, Tensor) or c.weight_packed.dtype != torch.int32:
+        raise TypeError("pack: `weight_packed` must be an int32 tensor; round_to_nearest makes one from floats")
+    out = c.weight_packed.shape[0]
+    if list(c.weight_packed.shape) != [out, -(-c.in_features // 8)] or out < 1 or c.in_features < 1:
+        raise ValueError(
+            f"pack: `weight_packed` has shape {list(c.weight_packed.shape)}, expected [out, ceil(in / 8)] for "
+            f"{c.in_features} inputs"
+        )
+    if not 1 <= c.group_size <= c.in_features or (c.group_size % 8 and c.group_size != c.in_features):
+        raise ValueError(f"pack: `group_size` must be a multiple of 8, or all {c.in_features} inputs, got {c.group_size}")
+    if c.input_mode != "dynamic_symmetric":
+        raise ValueError(f"pack: `input_mode` of four-bit layers is dynamic_symmetric, got {c.input_mode!r}")
+    if c.weight_zero_point is not None and c.weight_min is not None:
+        raise ValueError("pack: `weight_zero_point` and `weight_min` exclude each other")
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    parts = (
+        ("weight_scale", c.weight_scale, floats),
+        ("weight_zero_point", c.weight_zero_point, (torch.uint8,)),
+        ("weight_min", c.weight_min, (torch.float32,)),
+    )
+    for name, part, allowed in parts:
+        if part is None:
+            continue
+        if part.dtype not in allowed:
+            raise TypeError(f"pack: `{name}` must be {' or '.join(map(str, allowed))}, got {part.dtype}")
+        if list(part.shape) != [out, c.groups]:
+            raise ValueError(f"pack: `{name}` has shape {list(part.shape)}, expected {[out, c.groups]}, one per group")
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            raise ValueError(f"pack: `{name}` holds NaN or infinity")
+    if c.weight_zero_point is not None and bool((c.weight_zero_point > 15).any()):
+        raise ValueError("pack: `weight_zero_point` must lie in [0, 15]")
+    _validate_common(c, out, c.in_features)
+
+
+def _pack_nibbles(c: W4Canonical) -> Tensor:
+    _validate_nibbles(c)
+    if native.module is None or c.weight_packed.device.type != "cpu":
+        return reference_w4.encode(c)
+    scale, kind = c.weight_scale.detach().contiguous(), {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+    packed = native.module.pack_w4(
+        c.weight_packed.detach().contiguous().numpy(),
+        c.in_features,
+        (scale.view(torch.uint16) if scale.dtype == torch.bfloat16 else scale).numpy(),
+        kind[scale.dtype],
+        None if c.weight_zero_point is None else c.weight_zero_point.detach().contiguous().numpy(),
+        None if c.weight_min is None else c.weight_min.detach().contiguous().numpy(),
+        None if c.bias is None else c.bias.detach().contiguous().numpy(),
+        c.group_size,
+        INPUT_MODES[c.input_mode],
+        ACTIVATIONS[c.activation],
+    )
+    return torch.from_numpy(packed)
+
+
+def _unpack_nibbles(fields: dict[str, Any]) -> W4Canonical:
+    tensors = {
+        key: None if fields[key] is None else torch.from_numpy(fields[key])
+        for key in ("weight_packed", "weight_scale", "bias", "zero_point", "minimum")
+    }
+    kinds = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    words, scale = tensors["weight_packed"], tensors["weight_scale"]
+    assert words is not None
+    assert scale is not None
+    return W4Canonical(
+        words,
+        scale.view(kinds[fields["scale_dtype"]]),
+        tensors["bias"],
+        fields["in_features"],
+        fields["group_size"],
+        _MODE_NAMES[fields["input_mode"]],
+        tensors["zero_point"],
+        tensors["minimum"],
+        _ACTIVATION_NAMES[fields["activation"]],
+    )
 
 
 def _pack_blocks(c: SparseW8A8Canonical | SparseCanonical) -> Tensor:
@@ -161,6 +241,10 @@ def unpack(packed: Tensor) -> Canonical:
     """
     if reference_layout.is_reference(packed):
         return reference_layout.unpack(packed)
+    if reference_w4.is_reference(packed):
+        return reference_w4.unpack(packed)
+    if "group_size" in info(packed):
+        return _unpack_nibbles(_native("unpack", "unpack_w4", packed))
     if "block_size" in info(packed):
         return _unpack_blocks(_native("unpack", "unpack_bsr", packed))
     fields = _native("unpack", "unpack_w8a8", packed)
@@ -203,6 +287,9 @@ def check(packed: Tensor) -> None:
     if reference_layout.is_reference(packed):
         reference_layout.check(packed)
         return
+    if reference_w4.is_reference(packed):
+        reference_w4.check(packed)
+        return
     _native("check", "blob_check", packed)
 
 
@@ -215,6 +302,8 @@ def info(packed: Tensor) -> dict[str, Any]:
     """
     if reference_layout.is_reference(packed):
         return reference_layout.info(packed)
+    if reference_w4.is_reference(packed):
+        return reference_w4.info(packed)
     return dict(_native("info", "blob_info", packed))
 
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checks, reference_layout
+from . import checks, reference_layout, reference_w4
 from .arithmetic import epilogue, quantize_rows, quantize_static, real_epilogue
+from .arithmetic_w4 import linear_sums
 
 __all__ = [
     "conv2d_bsr",
     "conv2d_w8a8",
     "decode_for",
     "linear_bsr",
+    "linear_w4",
     "linear_w8a8",
     "memory_format",
     "quantize_per_tensor",
@@ -160,6 +162,38 @@ def linear_bsr(
     weight = _linear_weight(op, fields, input, out_features)
     sums = input.to(torch.float64) @ weight.t().to(torch.float64)
     out = real_epilogue(sums, fields["bias"], residual, fields["activation"], dtype, out_scale, out_zero_point)
+    return out.contiguous().view(shape)
+
+
+def linear_w4(
+    input: Tensor,
+    packed: Tensor,
+    out_features: int,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Tensor:
+    """``torch.ops.fastcompress.linear_w4`` on a reference blob.
+
+    Raises:
+        TypeError, ValueError: bad arguments (see ``checks.check_linear``).
+        PackedBlobError: the blob is corrupt or in another layout.
+    """
+    op = "linear_w4"
+    shape, dtype = checks.check_linear(
+        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op=op
+    )
+    if not reference_w4.is_reference(packed):
+        raise ValueError(f"{op}: `packed` holds no four-bit layer in the reference layout")
+    c = reference_w4.unpack(packed)
+    if c.weight_shape != (out_features, input.shape[-1]):
+        raise ValueError(
+            f"{op}: `packed` holds a weight of shape {list(c.weight_shape)}, `out_features` is {out_features} and "
+            f"`input` has shape {list(input.shape)}"
+        )
+    sums = linear_sums(input, c)
+    out = real_epilogue(sums, c.bias, residual, c.activation, dtype, out_scale, out_zero_point)
     return out.contiguous().view(shape)
 
 

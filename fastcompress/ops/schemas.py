@@ -10,6 +10,8 @@ SCHEMAS: tuple[str, ...] = (
     "quantize_per_token(Tensor input, bool symmetric=False) -> (Tensor, Tensor, Tensor)",
     "linear_w8a8(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
     "float out_scale=1.0, int out_zero_point=0, Tensor? input_scale=None, Tensor? input_zero_point=None) -> Tensor",
+    "linear_w4(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
+    "float out_scale=1.0, int out_zero_point=0) -> Tensor",
     "linear_bsr(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
     "float out_scale=1.0, int out_zero_point=0) -> Tensor",
     *(

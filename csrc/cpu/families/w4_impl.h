@@ -66,24 +66,34 @@ void nibble_tile(const NibbleProduct& p, int64_t panel, int64_t row) {
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) sum[m][v] = other[m][v] = Vec::seti(0);
         for (; octet < end; ++octet) {
-            typename N::Inputs first[MR], second[MR];
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m) {
-                first[m] = N::broadcast(a + m * p.a_stride + 8 * octet);
-                second[m] = N::broadcast(a + m * p.a_stride + 8 * octet + 4);
-            }
+            const uint8_t* from[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
-                const uint8_t* from = w + v / kVectorsPerPanel * panel_bytes + octet * kOctetBytes +
-                                      v % kVectorsPerPanel * 4 * Vec::width;
-                if (v % kVectorsPerPanel == 0) N::fetch(from + kNibbleFetch);
-                typename N::Weights low, high;
-                N::split(from, low, high);
+                from[v] = w + v / kVectorsPerPanel * panel_bytes + octet * kOctetBytes +
+                          v % kVectorsPerPanel * 4 * Vec::width;
+                if (v % kVectorsPerPanel == 0) N::fetch(from[v] + kNibbleFetch);
+            }
+            // All weights, then one row's inputs at a time: with sums and weights in registers there is room for no more.
+            typename N::Weights weights[NV];
 #pragma GCC unroll 8
-                for (int m = 0; m < MR; ++m) {
-                    sum[m][v] = N::dot(sum[m][v], low, first[m]);
-                    Vec::I& into = two ? other[m][v] : sum[m][v];
-                    into = N::dot(into, high, second[m]);
+            for (int v = 0; v < NV; ++v) weights[v] = N::low(from[v]);
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; ++m) {
+                const typename N::Inputs inputs = N::broadcast(a + m * p.a_stride + 8 * octet);
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) sum[m][v] = N::dot(sum[m][v], weights[v], inputs);
+            }
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) weights[v] = N::high(from[v]);
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; ++m) {
+                const typename N::Inputs inputs = N::broadcast(a + m * p.a_stride + 8 * octet + 4);
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) {
+                    if constexpr (two)
+                        other[m][v] = N::dot(other[m][v], weights[v], inputs);
+                    else
+                        sum[m][v] = N::dot(sum[m][v], weights[v], inputs);
                 }
             }
         }

@@ -34,8 +34,6 @@ void check_spec(const LayerSpec& s) {
         require(std::isfinite(s.weight_scale[n]) && s.weight_scale[n] > 0,
                 "pack_w8a8: weight_scale[" + std::to_string(n) + "] is not a positive finite number");
     require(s.weight_rank == 2 || s.weight_rank == 4, "pack_w8a8: weight must have 2 or 4 dimensions");
-    require((s.input_mode == InputMode::none) <= (s.nibbles != nullptr),
-            "pack_w8a8: 8-bit weights take 8-bit activations");
     require(s.weight_rank == 2 || s.input_mode == InputMode::per_tensor,
             "pack_w8a8: convolutions take static activations (input_mode 0) only");
 }
@@ -92,8 +90,7 @@ bool consistent(const BlobHeader& h, int64_t bytes) {
         return false;
     if (h.value_bits != 0 && h.value_bits != 4) return false;
     if (is_four_bit(h) ? !consistent_nibbles(h)
-                       : h.group_size != 0 || h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0 ||
-                             h.input_mode == static_cast<int32_t>(InputMode::none))
+                       : h.group_size != 0 || h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0)
         return false;
     if (is_four_bit(h) && (is_block_sparse(h) || has_real_weights(h))) return false;
     if (is_block_sparse(h) ? !consistent_blocks(h)

@@ -50,6 +50,7 @@ void check_nibbles(const LayerSpec& s) {
         (n.group_size % kOctet != 0 && n.group_size != s.in_channels))
         refuse("group_size is " + std::to_string(n.group_size) + ", it must be a multiple of 8, or all " +
                std::to_string(s.in_channels) + " inputs");
+    if (s.input_mode != InputMode::per_token_symmetric) refuse("activations are quantized by token, symmetric");
     if (n.row_bytes < ceil_div(s.in_channels, 2)) refuse("rows are too short for their inputs");
     if (!is_scale_type(static_cast<int32_t>(n.scale_dtype))) refuse("scales are f32, bf16 or f16");
     if (n.zero_point && n.minimum) refuse("zero points and minima exclude each other");
@@ -88,8 +89,7 @@ bool consistent_nibbles(const BlobHeader& h) {
     return h.weight_rank == 2 && h.group_size >= 1 && h.group_size <= h.in_channels &&
            (h.group_size % kOctet == 0 || h.group_size == h.in_channels) && is_scale_type(h.scale_dtype) &&
            h.zero_kind >= 0 && h.zero_kind <= 2 &&
-           (h.input_mode == static_cast<int32_t>(InputMode::per_token_symmetric) ||
-            h.input_mode == static_cast<int32_t>(InputMode::none));
+           h.input_mode == static_cast<int32_t>(InputMode::per_token_symmetric);
 }
 
 void pack_nibbles(const NibbleSpec& s, const BlobHeader& h, uint8_t* blob) {

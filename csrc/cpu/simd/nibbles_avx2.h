@@ -10,11 +10,9 @@ namespace {
 struct Nibbles256Base {
     using Weights = __m256i;
     using Inputs = __m256i;
-    static void split(const uint8_t* p, Weights& low, Weights& high) {
-        const __m256i mask = _mm256_set1_epi8(15), x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-        low = _mm256_and_si256(x, mask);
-        high = _mm256_and_si256(_mm256_srli_epi16(x, 4), mask);
-    }
+    static Weights mask(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+    static Weights low(const uint8_t* p) { return mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static Weights high(const uint8_t* p) { return mask(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4)); }
     static Inputs broadcast(const int8_t* p) {
         int32_t quad;
         __builtin_memcpy(&quad, p, 4);

@@ -10,11 +10,9 @@ namespace {
 struct Nibbles512Base {
     using Weights = __m512i;
     using Inputs = __m512i;
-    static void split(const uint8_t* p, Weights& low, Weights& high) {
-        const __m512i mask = _mm512_set1_epi8(15), x = _mm512_loadu_si512(p);
-        low = _mm512_and_si512(x, mask);
-        high = _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
-    }
+    static Weights mask(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+    static Weights low(const uint8_t* p) { return mask(_mm512_loadu_si512(p)); }
+    static Weights high(const uint8_t* p) { return mask(_mm512_srli_epi16(_mm512_loadu_si512(p), 4)); }
     static Inputs broadcast(const int8_t* p) {
         int32_t quad;
         __builtin_memcpy(&quad, p, 4);

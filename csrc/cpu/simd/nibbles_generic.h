@@ -12,12 +12,16 @@ struct NibblesGeneric {
     struct Inputs {
         int8_t v[4];
     };
-    // Inputs 0..3 and 4..7 of Vec::width channels.
-    static void split(const uint8_t* p, Weights& low, Weights& high) {
-        for (int i = 0; i < 4 * Vec::width; ++i) {
-            low.v[i] = p[i] & 15;
-            high.v[i] = p[i] >> 4;
-        }
+    // Inputs 0..3, or 4..7, of Vec::width channels.
+    static Weights low(const uint8_t* p) {
+        Weights w;
+        for (int i = 0; i < 4 * Vec::width; ++i) w.v[i] = p[i] & 15;
+        return w;
+    }
+    static Weights high(const uint8_t* p) {
+        Weights w;
+        for (int i = 0; i < 4 * Vec::width; ++i) w.v[i] = p[i] >> 4;
+        return w;
     }
     static Inputs broadcast(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
     static Vec::I dot(Vec::I acc, const Weights& w, const Inputs& a) {
