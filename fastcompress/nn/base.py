@@ -107,7 +107,7 @@ class PackedLayer(nn.Module):
         Raises:
             RuntimeError: the blob is corrupt, or needs native kernels that are not loaded.
         """
-        return packing.unpack(self.packed)
+        return cast(Canonical, packing.unpack(self.packed))
 
     def repack(self) -> Self:
         """Pack the weights again for the instruction set chosen now (after ``set_isa``); returns self.

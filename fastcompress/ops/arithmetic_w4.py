@@ -20,7 +20,7 @@ def linear_sums(input: Tensor, c: W4Canonical) -> Tensor:
 
     Rows are quantized to int8 by their own largest magnitude; the sums of a group are exact integers.
     """
-    q, row_scale, zero = quantize_rows(input, symmetric=True)
+    q, row_scale, _ = quantize_rows(input, symmetric=True)
     a = q.to(torch.float64) - 128.0
     a = torch.where(torch.isnan(row_scale).unsqueeze(-1), 0.0, a) if bool(torch.isnan(row_scale).any()) else a
     values, total = c.values().to(torch.float64), torch.zeros(*input.shape[:-1], c.weight_shape[0])

@@ -18,7 +18,10 @@ from torch.nn.grad import conv2d_input
 
 from . import packing
 from .arithmetic import static_mask
-from .canonical_sparse import SparseCanonical
+from .arithmetic_w4 import linear_sums
+from .canonical import W8A8Canonical
+from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
+from .canonical_w4 import W4Canonical
 
 __all__ = ["BACKWARD", "conv2d_backward", "linear_backward", "register"]
 
@@ -52,7 +55,7 @@ def _before_activation(acc: Tensor, scale: Tensor, bias: Tensor | None, residual
 
 
 def _mask(input: Tensor, grad: Tensor, c: packing.Canonical) -> Tensor:
-    if not isinstance(c, SparseCanonical) and c.input_mode == "static" and input.dtype != torch.uint8:
+    if isinstance(c, (W8A8Canonical, SparseW8A8Canonical)) and c.input_mode == "static" and input.dtype != torch.uint8:
         grad = torch.where(static_mask(input, c.input_scale, c.input_zero_point), grad, 0.0)
     return grad.to(input.dtype)
 
@@ -68,6 +71,8 @@ def _linear_before(
     """What the activation function saw in the forward pass, computed again."""
     if isinstance(c, SparseCanonical):
         return _real_before_activation(F.linear(input.to(torch.float32), c.dequantize()), c.bias, residual)
+    if isinstance(c, W4Canonical):
+        return _real_before_activation(linear_sums(input, c), c.bias, residual)
     ops = torch.ops.fastcompress
     tokens = {"input_scale": input_scale, "input_zero_point": input_zero_point}
     acc = ops.linear_w8a8(input, packed, c.weight_shape[0], out_dtype=torch.int32, **tokens)
@@ -87,7 +92,7 @@ def linear_backward(
     input_scale: Tensor | None = None,
     input_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``linear_w8a8`` and ``linear_bsr``.
+    """Gradients of ``linear_w8a8``, ``linear_w4`` and ``linear_bsr``.
 
     Returns that of the input (its shape and dtype) and, float32, that before the activation.
     """
@@ -109,6 +114,7 @@ def _conv2d_before(
     residual: Tensor | None,
 ) -> Tensor:
     """What the activation function saw in the forward pass, computed again; geometry as the operator takes it."""
+    assert not isinstance(c, W4Canonical)
     bias = None if c.bias is None else c.bias.view(-1, 1, 1)
     if isinstance(c, SparseCanonical):
         _, stride, (top, bottom, left, right), dilation = geometry
@@ -199,6 +205,7 @@ def _no_gradient(ctx: Any, grad: Tensor) -> None:
 
 def register(library: torch.library.Library) -> None:
     """Register the backward formulas, and an error for second derivatives."""
+    torch.library.register_autograd("fastcompress::linear_w4", _linear, setup_context=_setup_linear, lib=library)
     for kind in ("w8a8", "bsr"):
         for layer, backward, setup in (("linear", _linear, _setup_linear), ("conv2d", _conv2d, _setup_conv2d)):
             torch.library.register_autograd(f"fastcompress::{layer}_{kind}", backward, setup_context=setup, lib=library)

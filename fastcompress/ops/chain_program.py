@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import PackedBlobError
 from . import packing
+from .blob_checksum import blob_checksum
 from .checks import check_parameters, check_tensor
 
 __all__ = ["INPUT", "MOST_STEPS", "ChainStep", "pack_chain", "unpack_chain"]
@@ -26,7 +27,6 @@ _HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 _STEP = struct.Struct("=12qifi20x")
 _NO_VALUE = -2
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int8)
-_WORD = (1 << 64) - 1
 #: Convolutions of a chain at most.
 MOST_STEPS = 1024
 
@@ -132,17 +132,8 @@ def _check_step(index: int, step: ChainStep) -> None:
 
 
 def _checksum(header: bytes, table: bytes) -> int:
-    first, rest = _blob_checksum(header), _blob_checksum(table)
-    return first ^ (rest << 1 & _WORD | rest >> 63)
-
-
-def _blob_checksum(text: bytes) -> int:
-    """``blob_checksum`` of csrc/cpu/pack/blob_header.cpp, of whole 8-byte words."""
-    h = 0x9E3779B97F4A7C15 ^ len(text)
-    for (word,) in (*struct.iter_unpack("=Q", text), (0,)):
-        h = (h ^ word) * 0xFF51AFD7ED558CCD & _WORD
-        h = (h << 29 | h >> 35) & _WORD
-    return h ^ h >> 32
+    first, rest = blob_checksum(header), blob_checksum(table)
+    return first ^ (rest << 1 & (1 << 64) - 1 | rest >> 63)
 
 
 def unpack_chain(program: Tensor) -> list[ChainStep]:

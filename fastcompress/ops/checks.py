@@ -128,7 +128,7 @@ def check_quantize_per_token(input: Tensor) -> None:
 
 
 def _has_float_sums(op: str) -> bool:
-    """Whether an operator's weights are floats, or have a scale for each group: it takes floats, and no int32 comes out."""
+    """Whether an operator takes floats only and has no int32 sums: its weights are floats, or scaled by groups."""
     return op.endswith(("_bsr", "_w4"))
 
 

@@ -143,7 +143,9 @@ def _validate_nibbles(c: W4Canonical) -> None:
             f"{c.in_features} inputs"
         )
     if not 1 <= c.group_size <= c.in_features or (c.group_size % 8 and c.group_size != c.in_features):
-        raise ValueError(f"pack: `group_size` must be a multiple of 8, or all {c.in_features} inputs, got {c.group_size}")
+        raise ValueError(
+            f"pack: `group_size` must be a multiple of 8, or all {c.in_features} inputs, got {c.group_size}"
+        )
     if c.input_mode != "dynamic_symmetric":
         raise ValueError(f"pack: `input_mode` of four-bit layers is dynamic_symmetric, got {c.input_mode!r}")
     if c.weight_zero_point is not None and c.weight_min is not None:
@@ -172,7 +174,10 @@ def _pack_nibbles(c: W4Canonical) -> Tensor:
     _validate_nibbles(c)
     if native.module is None or c.weight_packed.device.type != "cpu":
         return reference_w4.encode(c)
-    scale, kind = c.weight_scale.detach().contiguous(), {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+    scale, kind = (
+        c.weight_scale.detach().contiguous(),
+        {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"},
+    )
     packed = native.module.pack_w4(
         c.weight_packed.detach().contiguous().numpy(),
         c.in_features,

@@ -1,4 +1,4 @@
-"""The ``reference`` blob layout of four-bit layers: a 256-byte header, then the canonical tensors, each at a multiple of 64.
+"""The ``reference`` layout of four-bit layers: a 256-byte header, then canonical tensors at multiples of 64 bytes.
 
 As `reference_layout`, with which it shares the place of the checksums.
 """

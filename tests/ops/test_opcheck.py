@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastcompress.ops import BlockCSR, SparseCanonical, pack, schemas
+from fastcompress.ops.arithmetic_w4 import round_to_nearest
 from fastcompress.ops.chain import Window
 from fastcompress.ops.chain_program import ChainStep, pack_chain
 from tests.ops.cases import canonical_conv2d, canonical_linear, rng
@@ -40,6 +41,7 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     static, dynamic = pack(canonical_linear()), pack(canonical_linear(input_mode="dynamic", activation="gelu"))
     conv = pack(canonical_conv2d(activation="hardswish"))
     image = _x(2, 2, 8, 9)
+    w4 = pack(round_to_nearest(_x(20, 40), 16, activation="gelu"))
     bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 12).round(), (16, 1)), None, "gelu"))
     conv_bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 27).round(), (1, 1)), _x(16), "silu", (3, 3)))
     scales, zeros = torch.rand(3, generator=rng(3)) + 0.1, torch.full((3,), 4, dtype=torch.int32)
@@ -67,6 +69,10 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("conv2d_chain", (image.to(memory_format=torch.channels_last), *_chain(True)), {}),
         ("conv2d_chain", (image[0].bfloat16(), *_chain(True)), {}),
         ("conv2d_chain", (_u8(2, 2, 8, 9), *_chain(False)), {}),
+        ("linear_w4", (_x(3, 40), w4, 20), {}),
+        ("linear_w4", (_x(40, dtype=torch.bfloat16), w4, 20), {"residual": _x(20), "out_dtype": torch.float32}),
+        ("linear_w4", (_x(2, 3, 40), w4, 20), out),
+        ("linear_w4", (_x(3, 40, grad=True), w4, 20), {"residual": _x(3, 20, grad=True)}),
         ("linear_bsr", (_x(3, 12), bsr, 16), {}),
         ("linear_bsr", (_x(12, dtype=torch.bfloat16), bsr, 16), {"residual": _x(16), "out_dtype": torch.float32}),
         ("linear_bsr", (_x(3, 12, grad=True), bsr, 16), {"residual": _x(3, 16, grad=True)}),
