@@ -240,7 +240,8 @@ def conv2d_w8a8(
         out_scale,
         out_zero_point,
     )
-    return out.contiguous(memory_format=memory_format(batched)).view(shape)
+    out = out.contiguous(memory_format=memory_format(batched))
+    return out if input.dim() == 4 else out.squeeze(0)
 
 
 def conv2d_bsr(
