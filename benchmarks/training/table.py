@@ -7,8 +7,8 @@
 Training may share the machine with other work; ``finish`` and
 ``check`` measure, so nothing else may run. ``finish`` times networks that lie beside the table again.
 
-Every row starts from the one dense network in ``benchmarks/results/training``, students from nothing. 5,000 training images are set aside, on
-which settings are to be chosen; the test images are used by ``finish`` only.
+Every row starts from the one dense network in ``benchmarks/results/training``, students from nothing. 5,000 training
+images are set aside, on which settings are to be chosen; the test images are used by ``finish`` only.
 """
 
 from __future__ import annotations

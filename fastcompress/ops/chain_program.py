@@ -123,7 +123,11 @@ def _check_step(index: int, step: ChainStep) -> None:
     for name, value in (("input", step.input), ("residual", step.residual)):
         if value is not None and not INPUT <= value < index:
             raise ValueError(f"pack_chain: step {index}: `{name}` is {value}, allowed: {INPUT} to {index - 1}")
-    for name, numbers, count in (("stride", step.stride, 2), ("padding", step.padding, 4), ("dilation", step.dilation, 2)):
+    for name, numbers, count in (
+        ("stride", step.stride, 2),
+        ("padding", step.padding, 4),
+        ("dilation", step.dilation, 2),
+    ):
         if len(numbers) != count or not all(isinstance(number, int) for number in numbers):
             raise ValueError(f"pack_chain: step {index}: `{name}` must be {count} integers, got {numbers!r}")
     if step.out_dtype not in _DTYPES:

@@ -36,7 +36,8 @@ def seal(program: Tensor, steps: int | None = None) -> Tensor:
     text = bytearray(program.numpy().tobytes())
     count = _HEADER.unpack_from(text)[3] if steps is None else steps
     table = text[HEADER_BYTES : HEADER_BYTES + STEP_BYTES * count]
-    struct.pack_into("<Q", text, _HEADER.size, _checksum(bytes(text[: _HEADER.size] + table)))
+    first, rest = _checksum(bytes(text[: _HEADER.size])), _checksum(bytes(table))
+    struct.pack_into("<Q", text, _HEADER.size, first ^ (rest << 1 & _WORD | rest >> 63))
     return torch.frombuffer(text, dtype=torch.uint8).clone()
 
 

@@ -202,3 +202,11 @@ def test_results_are_memory_of_their_own() -> None:
     second = CHAIN(x * 2, *arguments)
     assert first.data_ptr() not in (second.data_ptr(), x.data_ptr())
     assert torch.equal(first, kept)
+
+
+def test_more_images_than_a_pass_takes(native: Any) -> None:
+    chain = plain_chain(1, (1, 1), (1, 1, 0), (1, 1, 0))
+    x = torch.arange((1 << 20) + 5).remainder(7).sub(3).float().view(-1, 1, 1, 1)
+    found = CHAIN(x, *chain.arguments())
+    assert torch.equal(found[-5:], CHAIN(x[-5:], *chain.arguments()))
+    assert torch.equal(found[:7], CHAIN(x[:7], *chain.arguments()))

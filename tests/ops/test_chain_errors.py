@@ -160,11 +160,10 @@ def test_images_that_the_chain_does_not_take(native: Any, call: tuple[Tensor, li
         with pytest.raises(ValueError, match=r"conv2d_w8a8: input (height|width) is 0, allowed: 1 to"):
             CHAIN(torch.ones(empty), *good)
     for size in ((1, 1), (2, 7), (6, 2)):
-        with pytest.raises(ValueError, match="conv2d_chain: convolution 1 is larger than its padded input"):
+        with pytest.raises(
+            ValueError, match="conv2d_chain: convolution 1 has a kernel that is larger than its padded input"
+        ):
             CHAIN(torch.ones(2, 3, *size), *good)
-    pixels = plain_chain(1, (1, 1), (1, 1, 0), (1, 1, 0)).arguments()
-    with pytest.raises(ValueError, match="more than 1048576 images; call it in parts"):
-        CHAIN(torch.zeros((1 << 20) + 1, 1, 1, 1), *pixels)
 
 
 def test_a_convolution_in_the_middle_that_does_not_fit(native: Any) -> None:
@@ -218,7 +217,7 @@ def test_programs_of_another_isa(native: Any) -> None:
             mixed = pack_chain([chain.steps()[0], steps[1]])  # the second one's weights are foreign
             for program in (arguments[0], mixed):
                 with pytest.raises(
-                    RuntimeError, match=f"packed weights: made for ISA '{made_for}'.*'{run_on}'.*pack the"
+                    RuntimeError, match=f"packed weights: made for ISA '{made_for}'.*'{run_on}'; freeze"
                 ):
                     CHAIN(x, program, *arguments[1:])
                 refused += 1

@@ -161,7 +161,7 @@ def test_absurd_geometry(refuses: Callable[..., None], good: Tensor, step: int) 
             refuses(forge(good, step, **{name: value}), errors=ValueError)
     if step % 2 == 0:  # the 3x3 ones
         for value in (4, 2**31 - 1):
-            text = f"convolution {step} is larger than its padded input"
+            text = f"convolution {step} has a kernel that is larger than its padded input"
             refuses(forge(good, step, dilation_h=value, dilation_w=value), text, ValueError)
 
 
