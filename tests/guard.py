@@ -96,12 +96,12 @@ class ChildReport:
         return f"child ended with {self.returncode} {where}\n{self.stderr[-3000:]}"
 
 
-def run_child(arguments: list[str], timeout: float = 300.0) -> ChildReport:
-    """Run ``python -m tests.guard`` with arguments; never raises for a crash."""
+def run_child(arguments: list[str], timeout: float = 300.0, module: str = "tests.guard") -> ChildReport:
+    """Run ``python -m module`` with arguments; never raises for a crash."""
     root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "tests.guard", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=root,
         env=os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"},  # threads outnumber cores
         capture_output=True,

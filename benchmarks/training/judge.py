@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +18,40 @@ from fastcompress.nn import PackedLayer
 from fastcompress.nn.quantized import QuantizedLayer
 from fastcompress.report.size import size_bytes
 
-__all__ = ["BATCHES", "check_rows", "judge_rows", "latencies", "latency"]
+__all__ = ["BATCHES", "Judge", "check_rows", "judge_rows", "kept_again", "latencies", "latency", "timed_again"]
 
 #: Batch sizes that are timed; layers are chosen at the last.
 BATCHES = (1, 64)
 
 
-def judge_rows(
-    lab: Laboratory[Any],
-    rows: Sequence[TableRow],
-    dense: nn.Module,
-    example: Tensor,
-    accuracy: Callable[[nn.Module], float],
-    compiled: bool,
-    keep: Path,
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Judge:
+    """What networks are judged with, and timed against.
+
+    Attributes:
+        dense: what the time is compared with.
+        example: inputs of the largest batch that is timed.
+        accuracy: percent on the test split.
+        compiled: also time ``torch.compile`` of the dense network.
+    """
+
+    dense: nn.Module
+    example: Tensor
+    accuracy: Callable[[nn.Module], float]
+    compiled: bool
+
+    def latencies(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """See `latencies`."""
+        return latencies(model, self.dense, self.example, self.compiled)
+
+
+def judge_rows(lab: Laboratory[Any], rows: Sequence[TableRow], judge: Judge, keep: Path) -> list[dict[str, Any]]:
     """Convert, judge and time every row that is trained; each is printed too.
 
     Args:
         lab: what trained them.
         rows: in the order of the table.
-        dense: what the time is compared with.
-        example: inputs of the largest batch that is timed.
-        accuracy: percent on the test split.
-        compiled: also time ``torch.compile`` of the dense network.
-        keep: folder for the finished network of each row with int8 layers (those of the first seed), for `check_rows`.
+        keep: folder for the finished network of each row with int8 layers (those of the first seed), for `kept_again`.
 
     Returns:
         Lines with row, seed, epochs, seconds of training, commit (of judging), accuracy and bytes, and for each row's
@@ -52,7 +62,7 @@ def judge_rows(
         for seed in row.seeds:
             if not lab.is_done(row, seed):
                 continue
-            model = fc.convert(lab.trained(row, seed), example_inputs=example, progress=False).eval()
+            model = fc.convert(lab.trained(row, seed), example_inputs=judge.example, progress=False).eval()
             trained = [] if row.untrained else lab.run(row, seed, progress=False).history.rows
             line: dict[str, Any] = {
                 "row": row.name,
@@ -60,11 +70,11 @@ def judge_rows(
                 "epochs": len(trained),
                 "seconds": round(sum(epoch.seconds for epoch in trained)),
                 "commit": machine.describe()["commit"],
-                "accuracy": accuracy(model),
+                "accuracy": judge.accuracy(model),
                 "bytes": size_bytes(model),
             }
             if seed == row.seeds[0]:
-                line["latency"] = latencies(model, dense, example, compiled)
+                line["latency"] = judge.latencies(model)
                 if any(isinstance(module, QuantizedLayer) for module in model.modules()):
                     fc.save(model, keep / folder_name(row.name, seed))
             lines.append(line)
@@ -72,45 +82,72 @@ def judge_rows(
     return lines
 
 
-def check_rows(
-    lines: Sequence[dict[str, Any]],
-    kept: Path,
-    empty: Callable[[], nn.Module],
-    dense: nn.Module,
-    example: Tensor,
-    accuracy: Callable[[nn.Module], float],
-    compiled: bool,
-) -> int:
-    """Judge and time the networks that `judge_rows` kept, and compare with the table.
+def kept_again(
+    lines: Sequence[dict[str, Any]], kept: Path, empty: Callable[[], nn.Module], judge: Judge
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Judge and time the networks that `judge_rows` kept; yields each line of the table and the line as it is now.
 
     Args:
         lines: of the table.
         kept: the folder of the networks.
         empty: makes a network for their weights.
-        dense, example, accuracy, compiled: as in `judge_rows`.
+    """
+    for line in lines:
+        folder = kept / folder_name(line["row"], line["seed"])
+        if folder.exists():
+            model = fc.load(folder, model=empty()).eval()
+            found = {"accuracy": judge.accuracy(model), "latency": judge.latencies(model)}
+            yield line, {**line, **found, "commit": machine.describe()["commit"]}
+
+
+def check_rows(lines: Sequence[dict[str, Any]], kept: Path, empty: Callable[[], nn.Module], judge: Judge) -> int:
+    """Compare the networks that were kept with the table, and print how fast they are.
 
     Returns:
         The number of networks whose accuracy is another than the table's, by more than 0.05 points: int8 layers give
         the same bits everywhere, the float operations around them may not.
     """
     wrong = 0
-    for line in lines:
-        folder = kept / folder_name(line["row"], line["seed"])
-        if not folder.exists():
-            continue
-        model = fc.load(folder, model=empty()).eval()
-        found = accuracy(model)
-        same = abs(found - line["accuracy"]) <= 0.05
+    for line, again in kept_again(lines, kept, empty, judge):
+        same = _same_accuracy(line, again)
         wrong += not same
-        times = latencies(model, dense, example, compiled)
         speed = ", ".join(
             f"batch {batch}: {seen['this']:.3f} ms, {seen['fp32 eager'] / seen['this']:.1f}× fp32, "
             f"{seen['strongest dense'] / seen['this']:.1f}× the strongest dense"
-            for batch, seen in times.items()
+            for batch, seen in again["latency"].items()
         )
         verdict = "as in the table" if same else f"the table says {line['accuracy']:.2f}%"
-        print(f"{line['row']}: {found:.2f}% ({verdict}); {speed}", flush=True)
+        print(f"{line['row']}: {again['accuracy']:.2f}% ({verdict}); {speed}", flush=True)
     return wrong
+
+
+def timed_again(
+    lines: Sequence[dict[str, Any]],
+    fresh: Sequence[dict[str, Any]],
+    kept: Path,
+    empty: Callable[[], nn.Module],
+    judge: Judge,
+) -> list[dict[str, Any]]:
+    """The lines of networks that were kept, with the latency of today, but for those that are among the fresh ones.
+
+    Raises:
+        RuntimeError: a network's accuracy is no longer the table's.
+    """
+    judged = {(line["row"], line["seed"]) for line in fresh}
+    older = [line for line in lines if (line["row"], line["seed"]) not in judged]
+    again = []
+    for line, now in kept_again(older, kept, empty, judge):
+        if not _same_accuracy(line, now):
+            raise RuntimeError(
+                f"{line['row']}: accuracy {now['accuracy']:.2f}%, the table says {line['accuracy']:.2f}%"
+            )
+        again.append({**now, "accuracy": line["accuracy"]})
+        print(json.dumps(again[-1]), flush=True)
+    return again
+
+
+def _same_accuracy(line: dict[str, Any], again: dict[str, Any]) -> bool:
+    return bool(abs(line["accuracy"] - again["accuracy"]) <= 0.05)
 
 
 def latencies(model: nn.Module, dense: nn.Module, example: Tensor, compiled: bool) -> dict[str, dict[str, float]]:

@@ -270,10 +270,10 @@ Tensor conv2d_chain_op(const Tensor& input, const Tensor& program, int64_t out_c
                        const std::vector<int64_t>& height, const std::vector<int64_t>& width, ScalarType out_dtype) {
     const char* op = "conv2d_chain";
     check_cpu(program, op, "program");
-    if (program.scalar_type() != ScalarType::Byte || program.dim() != 1 || !program.is_contiguous())
-        refuse(op, "program must be a contiguous 1-D uint8 tensor, got ", dtype_text(program.scalar_type()),
-               " of shape ", shape_text(program), "; pass what fastcompress.ops.chain_program.pack_chain returned");
-    check_cpu(input, op, "input");
+    kernel_dtype(program.scalar_type(), {DType::u8}, op, "program");
+    if (program.dim() != 1 || !program.is_contiguous())
+        refuse(op, "program has shape ", shape_text(program),
+               ", it must be 1-D and contiguous; freeze the model again");
     const DType from = kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
     const bool single = input.dim() == 3;
     if (!single && input.dim() != 4) refuse(op, "input must be [N, C, H, W] or [C, H, W], got ", shape_text(input));

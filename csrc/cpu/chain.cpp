@@ -152,7 +152,8 @@ void Chain::open_step(const uint8_t* program, const ChainStep& data) {
     c.out.scale = data.out_scale;
     c.out.zero_point = data.out_zero_point;
     step.type = {blob.out_channels, conv_out_height(blob, c), conv_out_width(blob, c), type};
-    if (step.type.height < 1 || step.type.width < 1) refuse(steps_.size(), "is larger than its padded input");
+    if (step.type.height < 1 || step.type.width < 1)
+        refuse(steps_.size(), "has a kernel that is larger than its padded input");
     if (is_too_large(step.type)) refuse(steps_.size(), "has an output that is too large to address; check its padding");
     if (data.residual != kNoValue) {
         const ImageType& added = type_of(data.residual);

@@ -65,6 +65,9 @@ def _may_follow(model: fx.GraphModule, node: fx.Node, run: list[fx.Node]) -> boo
         return False
     if layer.packed.device.type != "cpu" or node.kwargs.get("out_dtype") not in _DTYPES:
         return False
+    source = layer_of(model, node.args[0])
+    if node.args[0] in run and isinstance(source, PackedConv2d) and source.out_channels == 1:
+        return False  # one channel of one pixel would lie both ways, and torch's answer is not channels-last then
     known = {*run, _entry(run[0]) if run else node.args[0]}
     residual = node.kwargs.get("residual")
     return node.args[0] in known and (residual is None or residual in known)
@@ -97,8 +100,13 @@ def chain_call(model: fx.GraphModule, chain: Chain) -> Callable[[Tensor], Tensor
         try:
             return cast(Tensor, run(input, program, last.out_channels, height, width, dtype))
         except Exception as error:
-            layers[0]._diagnose(input)
-            error.add_note(f"raised in the frozen model's chain of convolutions {', '.join(names)} (numbered from 0)")
+            note = f"raised in the frozen model's chain of convolutions {', '.join(names)} (numbered from 0)"
+            error.add_note(note)
+            try:
+                layers[0]._diagnose(input)
+            except Exception as plainer:
+                plainer.add_note(note)
+                raise
             raise
 
     call.__name__, call.__module__ = f"chain_{names[0].replace('.', '_')}", __name__

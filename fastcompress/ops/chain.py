@@ -72,7 +72,8 @@ def conv2d_chain(
             f"conv2d_chain: `out_channels`, `height`, `width` and `out_dtype` say {shape} of {out_dtype}, the program "
             f"gives {list(out.shape)} of {out.dtype}"
         )
-    return out.clone(memory_format=memory_format(batched)).view(shape)
+    out = out.clone(memory_format=memory_format(batched))
+    return out if input.dim() == 4 else out.squeeze(0)
 
 
 def conv2d_chain_fake(

@@ -99,8 +99,7 @@ def _step_bytes(index: int, step: ChainStep, place: int) -> bytes:
             *step.padding,
             *step.dilation,
             _DTYPES.index(step.out_dtype),
-            step.out_scale,
-            step.out_zero_point,
+            *((1.0, 0) if step.out_dtype.is_floating_point else (step.out_scale, step.out_zero_point)),
         )
     except (struct.error, OverflowError) as error:
         raise ValueError(f"pack_chain: step {index}: a number is out of range ({error}): {step}") from error
@@ -124,6 +123,13 @@ def _check_step(index: int, step: ChainStep) -> None:
     for name, value in (("input", step.input), ("residual", step.residual)):
         if value is not None and not INPUT <= value < index:
             raise ValueError(f"pack_chain: step {index}: `{name}` is {value}, allowed: {INPUT} to {index - 1}")
+    for name, numbers, count in (
+        ("stride", step.stride, 2),
+        ("padding", step.padding, 4),
+        ("dilation", step.dilation, 2),
+    ):
+        if len(numbers) != count or not all(isinstance(number, int) for number in numbers):
+            raise ValueError(f"pack_chain: step {index}: `{name}` must be {count} integers, got {numbers!r}")
     if step.out_dtype not in _DTYPES:
         raise TypeError(f"pack_chain: step {index}: `out_dtype` is {step.out_dtype}, allowed: {_DTYPES}")
     if not step.out_dtype.is_floating_point:

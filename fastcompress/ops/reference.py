@@ -234,7 +234,7 @@ def conv2d_w8a8(
         PackedBlobError: the blob is corrupt or in another layout.
     """
     op = "conv2d_w8a8"
-    shape, dtype = checks.check_conv2d(
+    _, dtype = checks.check_conv2d(
         input,
         packed,
         out_channels,
@@ -274,7 +274,8 @@ def conv2d_w8a8(
         out_scale,
         out_zero_point,
     )
-    return out.contiguous(memory_format=memory_format(batched)).view(shape)
+    out = out.contiguous(memory_format=memory_format(batched))
+    return out if input.dim() == 4 else out.squeeze(0)
 
 
 def conv2d_bsr(
@@ -297,7 +298,7 @@ def conv2d_bsr(
         PackedBlobError: the blob is corrupt or in another layout.
     """
     op = "conv2d_bsr"
-    shape, dtype = checks.check_conv2d(
+    _, dtype = checks.check_conv2d(
         input,
         packed,
         out_channels,
@@ -321,4 +322,5 @@ def conv2d_bsr(
     if residual is not None and residual.dim() == 3:
         residual = residual.unsqueeze(0)
     out = real_epilogue(sums, bias, residual, fields["activation"], dtype, out_scale, out_zero_point)
-    return out.contiguous(memory_format=memory_format(batched)).view(shape)
+    out = out.contiguous(memory_format=memory_format(batched))
+    return out if input.dim() == 4 else out.squeeze(0)

@@ -14,7 +14,7 @@ import fastcompress as fc
 from benchmarks.training import rows as rows_module
 from benchmarks.training.augment import Normalizer
 from benchmarks.training.data import Split
-from benchmarks.training.judge import check_rows, judge_rows, latency
+from benchmarks.training.judge import Judge, check_rows, judge_rows, latency, timed_again
 from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
 from benchmarks.training.rows import ROWS, fine_tuning
 from benchmarks.training.runs import folder_name, row_named
@@ -96,18 +96,26 @@ def test_kept_networks_are_judged_again(
     def tested(model: nn.Module) -> float:
         return accuracy(model, lab.test, lab.normalizer)
 
-    lines = judge_rows(lab, [row], lab.dense, example, tested, compiled=False, keep=tmp_path / "kept")
+    judge, kept_in = Judge(lab.dense, example, tested, compiled=False), tmp_path / "kept"
+    lines = judge_rows(lab, [row], judge, kept_in)
     assert [(line["row"], line["seed"], line["epochs"]) for line in lines] == [(row.name, 0, 4)]
     assert set(lines[0]["latency"]) == {"1", "64"}
     kept = [path.name for path in (tmp_path / "kept").iterdir()]
     assert kept == [folder_name(row.name, 0)]
-    arguments = (tmp_path / "kept", lab.empty, lab.dense, example, tested, False)
-    assert check_rows(lines, *arguments) == 0
+    assert check_rows(lines, kept_in, lab.empty, judge) == 0
     assert "as in the table" in capsys.readouterr().out
+    other_seed = {**lines[0], "seed": 1}  # not kept
+    old = {**lines[0], "latency": {}, "commit": "of another day"}
+    (again,) = timed_again([old, other_seed], [], kept_in, lab.empty, judge)
+    assert set(again["latency"]) == {"1", "64"}
+    assert {**again, "latency": {}} == {**lines[0], "latency": {}}
+    assert timed_again([old], lines, kept_in, lab.empty, judge) == []  # judged just now
     lines[0]["accuracy"] += 1.0
-    assert check_rows(lines, *arguments) == 1
+    assert check_rows(lines, kept_in, lab.empty, judge) == 1
     assert "the table says" in capsys.readouterr().out
-    assert check_rows([{**lines[0], "seed": 1}], *arguments) == 0  # not kept
+    assert check_rows([other_seed], kept_in, lab.empty, judge) == 0
+    with pytest.raises(RuntimeError, match="the table says"):
+        timed_again(lines, [], kept_in, lab.empty, judge)
 
 
 def test_lines_of_another_dense_network_do_not_stay(tmp_path: Path) -> None:

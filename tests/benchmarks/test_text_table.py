@@ -124,9 +124,8 @@ def test_rows_are_converted_judged_and_timed(lab: TextLab, data: TextDataset) ->
     ]
     lab.run(rows[2], 0, progress=False)
     example = data.test.inputs()[:64]
-    lines = judge.judge_rows(
-        lab, rows, lab.dense, example, lambda model: accuracy(model, data.test), compiled=False, keep=lab.work / "kept"
-    )
+    judging = judge.Judge(lab.dense, example, lambda model: accuracy(model, data.test), compiled=False)
+    lines = judge.judge_rows(lab, rows, judging, lab.work / "kept")
     assert [(line["row"], line["epochs"]) for line in lines] == [(rows[0].name, 0), (rows[2].name, 1)]
     assert {"fp32 eager", "bf16", "strongest dense", "this"} <= set(lines[1]["latency"]["64"])
     place = {"cpu": "a CPU", "threads": 2, "torch": "2.13.0", "commit": "0" * 40}

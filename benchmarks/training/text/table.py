@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.training.judge import BATCHES, check_rows, judge_rows
+from benchmarks.training.judge import BATCHES, Judge, check_rows, judge_rows, timed_again
 from benchmarks.training.runs import finished_epochs, folder_name, pruned_only, row_named, train_missing
 from benchmarks.training.script import known_rows, parser, reported, write_table
 from benchmarks.training.text.catalogs import DEFAULT_DATA
@@ -110,11 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return accuracy(model, lab.data.test)
 
     example = lab.data.test.inputs()[: BATCHES[-1]]
-    compiled = not options.no_compile
+    judge, kept = Judge(lab.dense, example, tested, not options.no_compile), TABLE.with_suffix("")
+    lines = reported(TABLE, options.dense)
     if options.command == "check":
-        lines = reported(TABLE, options.dense)
-        return check_rows(lines, TABLE.with_suffix(""), lab.empty, lab.dense, example, tested, compiled)
-    fresh = judge_rows(lab, rows, lab.dense, example, tested, compiled, TABLE.with_suffix(""))
+        return check_rows(lines, kept, lab.empty, judge)
+    fresh = judge_rows(lab, rows, judge, kept)
+    fresh += timed_again(lines, fresh, kept, lab.empty, judge)
     dense = {"accuracy": tested(lab.dense), "bytes": size_bytes(lab.dense)}
     header = {"dense": dense, "languages": len(lab.data.languages)}
     write_table(
