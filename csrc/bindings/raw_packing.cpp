@@ -213,9 +213,8 @@ py::dict unpack_w4(const py::object& packed) {
     };
     const py::array weight = zeros(py::array_t<int32_t>({h.out_channels, words}));
     const std::vector<py::ssize_t> grouped{h.out_channels, groups};
-    const py::array scale = static_cast<DType>(h.scale_dtype) == DType::f32
-                                ? zeros(py::array_t<float>(grouped))
-                                : zeros(py::array_t<uint16_t>(grouped));
+    const py::array scale = static_cast<DType>(h.scale_dtype) == DType::f32 ? zeros(py::array_t<float>(grouped))
+                                                                            : zeros(py::array_t<uint16_t>(grouped));
     const auto kind = static_cast<ZeroKind>(h.zero_kind);
     const py::array zero = zeros(py::array_t<uint8_t>(grouped)), low = zeros(py::array_t<float>(grouped));
     unpack_nibbles(h, static_cast<uint8_t*>(const_cast<void*>(weight.data())), words * 4,

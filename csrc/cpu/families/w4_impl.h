@@ -13,8 +13,8 @@ using fastcompress::DType;
 using fastcompress::kPanel;
 using fastcompress::NibbleProduct;
 
-constexpr int64_t kOctetBytes = 64;        // eight inputs of a panel
-constexpr int64_t kNibbleFetch = 1024;     // bytes ahead of the reads
+constexpr int64_t kOctetBytes = 64;     // eight inputs of a panel
+constexpr int64_t kNibbleFetch = 1024;  // bytes ahead of the reads
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
 constexpr int kEnoughChains = 8;  // of dependent products: with fewer, low and high nibbles get sums of their own
 

@@ -88,8 +88,7 @@ void lay_out_nibbles(BlobHeader& h) {
 bool consistent_nibbles(const BlobHeader& h) {
     return h.weight_rank == 2 && h.group_size >= 1 && h.group_size <= h.in_channels &&
            (h.group_size % kOctet == 0 || h.group_size == h.in_channels) && is_scale_type(h.scale_dtype) &&
-           h.zero_kind >= 0 && h.zero_kind <= 2 &&
-           h.input_mode == static_cast<int32_t>(InputMode::per_token_symmetric);
+           h.zero_kind >= 0 && h.zero_kind <= 2 && h.input_mode == static_cast<int32_t>(InputMode::per_token_symmetric);
 }
 
 void pack_nibbles(const NibbleSpec& s, const BlobHeader& h, uint8_t* blob) {

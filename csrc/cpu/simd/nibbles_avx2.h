@@ -12,7 +12,9 @@ struct Nibbles256Base {
     using Inputs = __m256i;
     static Weights mask(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static Weights low(const uint8_t* p) { return mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-    static Weights high(const uint8_t* p) { return mask(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4)); }
+    static Weights high(const uint8_t* p) {
+        return mask(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4));
+    }
     static Inputs broadcast(const int8_t* p) {
         int32_t quad;
         __builtin_memcpy(&quad, p, 4);

@@ -72,10 +72,10 @@ struct BlobHeader {
     int32_t block_h, block_w;              // 0: dense
     int32_t value_dtype;                   // s8, f32 or bf16
     int32_t value_bits;                    // 4, or 0: what value_dtype says
-    int64_t group_size;                    // four-bit weights only, like the following: inputs a group, the last may have fewer
-    int32_t scale_dtype;                   // f32, bf16 or f16
-    int32_t zero_kind;                     // ZeroKind
-    int64_t zero_offset;                   // bytes from the start
+    int64_t group_size;   // four-bit weights only, like the following: inputs a group, the last may have fewer
+    int32_t scale_dtype;  // f32, bf16 or f16
+    int32_t zero_kind;    // ZeroKind
+    int64_t zero_offset;  // bytes from the start
     uint8_t reserved[24];
     uint64_t header_checksum;  // of the bytes before it
 };
