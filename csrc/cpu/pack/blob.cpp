@@ -69,7 +69,8 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
     } else {
         pack_panels(s, h, reinterpret_cast<int8_t*>(blob + h.panels_offset), sums);
     }
-    float* scales = reinterpret_cast<float*>(blob + h.scale_offset);  // of channels: four-bit weights have those of groups
+    float* scales =
+        reinterpret_cast<float*>(blob + h.scale_offset);  // of channels: four-bit weights have those of groups
     float* bias = reinterpret_cast<float*>(blob + h.bias_offset);
     for (int64_t n = 0; n < h.out_channels; ++n) {
         if (s.weight_scale) scales[padded_channel(h, n)] = s.weight_scale[n];
