@@ -51,7 +51,8 @@ def judge_rows(lab: Laboratory[Any], rows: Sequence[TableRow], judge: Judge, kee
     Args:
         lab: what trained them.
         rows: in the order of the table.
-        keep: folder for the finished network of each row with int8 layers (those of the first seed), for `kept_again`.
+        keep: folder for the finished network of each row with int8 layers and all channels (of the first seed), for
+            `kept_again`.
 
     Returns:
         Lines with row, seed, epochs, seconds of training, commit (of judging), accuracy and bytes, and for each row's
@@ -75,11 +76,18 @@ def judge_rows(lab: Laboratory[Any], rows: Sequence[TableRow], judge: Judge, kee
             }
             if seed == row.seeds[0]:
                 line["latency"] = judge.latencies(model)
-                if any(isinstance(module, QuantizedLayer) for module in model.modules()):
+                quantized = any(isinstance(module, QuantizedLayer) for module in model.modules())
+                if quantized and _fits(model, judge.dense):
                     fc.save(model, keep / folder_name(row.name, seed))
             lines.append(line)
             print(json.dumps(line), flush=True)
     return lines
+
+
+def _fits(model: nn.Module, dense: nn.Module) -> bool:
+    """Whether a network can be loaded into one like the dense one: no channels were removed."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, PackedLayer))
+    return all(module.weight.shape == dense.get_submodule(name).weight.shape for name, module in layers)
 
 
 def kept_again(
