@@ -123,8 +123,6 @@ std::vector<uint8_t> one_by_one(const Program& p, const std::vector<uint8_t>& x,
 bool refused(const Program& p, const fc::ImageType& type) {
     try {
         fc::Chain(p.bytes.data(), static_cast<int64_t>(p.bytes.size()), type);
-    } catch (const fc::BlobError&) {
-        return true;
     } catch (const std::exception&) {
         return true;
     }

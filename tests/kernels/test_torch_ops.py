@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastcompress.ops import BlockCSR, SparseCanonical, W8A8Canonical, info, pack
-from fastcompress.ops.arithmetic_w4 import round_to_nearest
-from fastcompress.ops.chain_program import ChainStep, pack_chain
 from tests import oracles, tolerances
 from tests.block_problems import REAL_FORMS, Form
+from tests.ops.test_opcheck import SAMPLES
 
 ops = torch.ops.fastcompress
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -309,14 +308,6 @@ def test_conv2d_bsr_takes_any_geometry_and_strides(
         assert torch.equal(ops.conv2d_bsr(x[0], pack(c), out_channels, kernel, stride, padding, dilation), out[0])
 
 
-def _chain(conv: W8A8Canonical) -> tuple[Any, ...]:
-    """Arguments for a convolution of eight channels and groups, and a pointwise one behind it."""
-    pointwise = W8A8Canonical(torch.ones(4, 8, 1, 1, dtype=torch.int8), torch.ones(4), None, "static", 0.1, 7)
-    first = ChainStep(pack(conv), padding=(1, 1, 1, 1), out_dtype=torch.uint8, out_scale=0.1, out_zero_point=7)
-    program = pack_chain([first, ChainStep(pack(pointwise), stride=(2, 2), input=0)])
-    return program, 4, [1, 2], [1, 2], torch.float32
-
-
 def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     x, image = torch.randn(3, 4, 20), torch.randn(2, 6, 7, 5)
     static, dynamic = _layer(1, (9, 20), "static"), _layer(2, (9, 20), "dynamic")
@@ -348,16 +339,6 @@ def _samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
                 {"out_dtype": torch.int8},
             ),
             ((image[0], pack(conv), 8, *geometry), {}),
-        ],
-        "conv2d_chain": [
-            ((image, *_chain(conv)), {}),
-            ((image.half().contiguous(memory_format=torch.channels_last), *_chain(conv)), {}),
-            ((image[0], *_chain(conv)), {}),
-        ],
-        "linear_w4": [
-            ((x, pack(round_to_nearest(torch.randn(9, 20), 8)), 9), {}),
-            ((grad_x, pack(round_to_nearest(torch.randn(9, 20), 8, symmetric=False, activation="silu")), 9), {}),
-            ((x[:0].half(), pack(round_to_nearest(torch.randn(9, 20), 20)), 9), {"out_dtype": torch.float32}),
         ],
         "linear_bsr": [
             *(((x, pack(c), c.weight_shape[0]), {}) for c in bsr),
@@ -395,10 +376,8 @@ OPERATORS = (
     "quantize_per_token",
     "linear_w8a8",
     "conv2d_w8a8",
-    "linear_w4",
     "linear_bsr",
     "conv2d_bsr",
-    "conv2d_chain",
     "linear_backward",
     "conv2d_backward",
     "dequantize",
@@ -413,4 +392,5 @@ def test_opcheck(name: str) -> None:
 
 def test_every_operator_has_an_opcheck() -> None:
     registered = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("fastcompress::")}
-    assert registered == set(OPERATORS) == set(_samples())
+    assert set(OPERATORS) == set(_samples())
+    assert registered == {name for name, _, _ in SAMPLES} >= set(OPERATORS)
