@@ -18,7 +18,7 @@ from fastcompress.nn import PackedLayer
 from fastcompress.nn.quantized import QuantizedLayer
 from fastcompress.report.size import size_bytes
 
-__all__ = ["BATCHES", "Judge", "check_rows", "judge_rows", "kept_again", "latencies", "latency", "timed_again"]
+__all__ = ["BATCHES", "Judge", "check_rows", "fits", "judge_rows", "kept_again", "latencies", "latency", "timed_again"]
 
 #: Batch sizes that are timed; layers are chosen at the last.
 BATCHES = (1, 64)
@@ -77,14 +77,14 @@ def judge_rows(lab: Laboratory[Any], rows: Sequence[TableRow], judge: Judge, kee
             if seed == row.seeds[0]:
                 line["latency"] = judge.latencies(model)
                 quantized = any(isinstance(module, QuantizedLayer) for module in model.modules())
-                if quantized and _fits(model, judge.dense):
+                if quantized and fits(model, judge.dense):
                     fc.save(model, keep / folder_name(row.name, seed))
             lines.append(line)
             print(json.dumps(line), flush=True)
     return lines
 
 
-def _fits(model: nn.Module, dense: nn.Module) -> bool:
+def fits(model: nn.Module, dense: nn.Module) -> bool:
     """Whether a network can be loaded into one like the dense one: no channels were removed."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, PackedLayer))
     return all(module.weight.shape == dense.get_submodule(name).weight.shape for name, module in layers)

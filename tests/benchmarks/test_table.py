@@ -14,7 +14,7 @@ import fastcompress as fc
 from benchmarks.training import rows as rows_module
 from benchmarks.training.augment import Normalizer
 from benchmarks.training.data import Split
-from benchmarks.training.judge import Judge, check_rows, judge_rows, latency, timed_again
+from benchmarks.training.judge import Judge, check_rows, fits, judge_rows, latency, timed_again
 from benchmarks.training.network import NetworkConfig, ResidualCNN, Stage
 from benchmarks.training.rows import ROWS, fine_tuning
 from benchmarks.training.runs import folder_name, row_named
@@ -116,6 +116,17 @@ def test_kept_networks_are_judged_again(
     assert check_rows([other_seed], kept_in, lab.empty, judge) == 0
     with pytest.raises(RuntimeError, match="the table says"):
         timed_again(lines, [], kept_in, lab.empty, judge)
+
+
+def test_networks_without_all_channels_are_not_kept() -> None:
+    def int8(width: int) -> nn.Module:
+        x = torch.randn(4, 8)
+        model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 2))
+        return fc.quantize(model, fc.QuantConfig("W8A8", only_if_faster=False), calibration_data=[x], progress=False)
+
+    dense = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    assert fits(int8(16), dense)
+    assert not fits(int8(8), dense)
 
 
 def test_lines_of_another_dense_network_do_not_stay(tmp_path: Path) -> None:
