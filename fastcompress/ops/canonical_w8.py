@@ -1,4 +1,4 @@
-"""The portable description of one layer with eight-bit weights in groups and float activations (docs/architecture.md §2)."""
+"""The portable description of one layer with int8 weights in groups, activations not quantized (architecture §2)."""
 
 from __future__ import annotations
 
