@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fastcompress.nn import PackedLayer
 from fastcompress.quantization.balance import apply_equalization, apply_smoothing
 from fastcompress.quantization.candidates import find_candidates, unsupported_layers, unsupported_reason
 from fastcompress.quantization.commit import commit, log_skipped
+from fastcompress.quantization.embeddings import Embedded, find_embeddings, wanted_embeddings
 from fastcompress.quantization.fixed import FixedScales
 from fastcompress.quantization.fuse import Fusion, find_fusions, is_foldable
 from fastcompress.quantization.job import Job
@@ -79,7 +80,9 @@ def _select(plan: Plan) -> list[Candidate]:
                 plan.leave(layer, "skipped", unsupported_reason(layer.module))
     else:
         everything = [candidate for candidate in everything if candidate.module in plan.fixed]
-    left_out = unwanted(model, everything, config)
+    embeddings = [] if config.embedding_bits is None else list(find_embeddings(model))
+    left_out = unwanted(model, [*everything, *(embedded.candidate for embedded, _ in embeddings)], config)
+    everything = _without_heads(plan, everything, wanted_embeddings(embeddings, left_out))
     parents = parent_problems(model, _runs(plan.source))
     remaining: list[Candidate] = []
     for candidate in everything:
@@ -106,6 +109,20 @@ def _select(plan: Plan) -> list[Candidate]:
         if candidate.module in notes:
             plan.jobs[candidate.name].notes.append(notes[candidate.module])
     return remaining
+
+
+def _without_heads(
+    plan: Plan, candidates: list[Candidate], embeddings: Iterable[tuple[Embedded, str, str]]
+) -> list[Candidate]:
+    """Decide about embeddings; the heads of those that are quantized go with them."""
+    heads: set[nn.Module] = set()
+    for embedded, action, reason in embeddings:
+        if action != "quantized":
+            plan.leave(embedded.candidate, action, reason)
+            continue
+        plan.embedded.append(embedded)
+        heads.update(head.module for head in embedded.heads)
+    return [candidate for candidate in candidates if candidate.module not in heads]
 
 
 def _runs(source: Source) -> bool:

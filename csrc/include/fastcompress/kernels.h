@@ -147,12 +147,15 @@ struct NibbleProduct {
     const float* minimum;       // null: none
     int64_t octets, group_octets, groups;
     int64_t panel0, panel1, channels;
-    float* c;  // scratch of kNibbleScratchElements
+    float* c;        // scratch of kNibbleScratchElements
+    uint8_t* bytes;  // scratch of kNibbleScratchBytes
     EpilogueFunction finish;
     const Epilogue* epilogue;
     int64_t row0;
 };
-constexpr int64_t kNibbleScratchElements = 6 * 64;
+constexpr int64_t kNibbleBlockRows = 96, kNibbleBlockOctets = 32;  // rows and inputs of a group that are taken together
+constexpr int64_t kNibbleScratchElements = kNibbleBlockRows * 64;
+constexpr int64_t kNibbleScratchBytes = kNibbleBlockOctets * 8 * 64;
 
 // What one ISA has for four-bit weights.
 struct NibbleTable {
