@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +121,17 @@ class Quantized:
         """The weight as the layer will see it, float32 ``[out, in]``."""
         size = self.grid.size(self.values.shape[1])
         return from_groups(restored(to_groups(self.values, size), self.params), self.values.shape[1])
+
+    def split(self, rows: Sequence[int]) -> list[Quantized]:
+        """The weights of several layers that were one below the other; the report stays behind."""
+        parts = zip(
+            self.values.split(list(rows)),
+            self.params.scale.split(list(rows)),
+            self.params.zero.split(list(rows)),
+            [None] * len(rows) if self.params.minimum is None else self.params.minimum.split(list(rows)),
+            strict=True,
+        )
+        return [Quantized(v, GroupParams(scale, zero, low), self.grid) for v, scale, zero, low in parts]
 
     def canonical(
         self, bias: Tensor | None = None, input_mode: str = "float", activation: str = "none"

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from .grid import GroupGrid, GroupParams, Quantized, checked_matrix, restored, rounded, storable, to_groups
 from .rtn import on_grid
-from .scales import candidate_scales, extreme_params
+from .scales import extreme_params
 
 __all__ = ["hqq"]
 
 #: The paper's schedule (section 3): β grows by κ at each step.
 _BETA, _KAPPA, _STEPS = 10.0, 1.01, 20
 
-#: A symmetric scale starts at the best of these shares of the full range, because steps only find the next valley.
-_STARTS = [1.05 - 0.05 * i for i in range(11)]
-_SCALE_STEPS = 8
+#: A symmetric scale starts at the best of these multiples of the narrowest, as steps only find the next valley.
+_WIDENINGS = [1.0 + 0.03 * i for i in range(8)]
+_SCALE_STEPS = 6
 
 _PIECE_ELEMS = 1 << 21
 
@@ -70,10 +70,6 @@ def _shrunk(error: Tensor, beta: float, p: float) -> Tensor:
     return torch.sign(error) * (size - size.clamp(min=1e-8).pow(p - 1.0) / beta).clamp_(min=0.0)
 
 
-def _error(groups: Tensor, params: GroupParams, grid: GroupGrid) -> Tensor:
-    return groups - restored(rounded(groups, params, grid), params)
-
-
 def _cost(error: Tensor, filled: Tensor, p: float) -> Tensor:
     return (error.abs().pow(p) * filled).sum(-1)
 
@@ -97,21 +93,37 @@ def _best_minimum(groups: Tensor, filled: Tensor, grid: GroupGrid, p: float) -> 
 
 
 def _best_scale(groups: Tensor, filled: Tensor, grid: GroupGrid, p: float) -> GroupParams:
-    params = extreme_params(groups, grid)
-    best, lowest = params.scale, torch.full_like(params.scale, math.inf)
-    for candidate in [params, *candidate_scales(groups, grid, _STARTS)]:
-        cost = _cost(_error(groups, candidate, grid), filled, p)
-        best, lowest = torch.where(cost < lowest, candidate.scale, best), torch.minimum(cost, lowest)
+    scale, lowest = _positive_scale(groups, filled, grid, p)
+    if grid.bits == 4:
+        # A negative scale is a positive one for the mirrored weights: -8 has no counterpart.
+        mirrored, cost = _positive_scale(-groups, filled, grid, p)
+        scale = torch.where(cost < lowest, -mirrored, scale)
+    return GroupParams(scale, torch.full_like(scale, grid.middle))
+
+
+def _positive_scale(groups: Tensor, filled: Tensor, grid: GroupGrid, p: float) -> tuple[Tensor, Tensor]:
+    """(scale, cost) of each group: the best of a few, and from there half-quadratic steps."""
+    # As in the paper, the range stays covered: nothing is clipped by more than half a step.
+    narrow = torch.maximum(
+        groups.amax(-1) / (grid.high - grid.middle + 0.5), -groups.amin(-1) / (grid.middle - grid.low + 0.5)
+    )
+    zero = torch.full_like(narrow, grid.middle)
+    best, lowest = narrow, torch.full_like(narrow, math.inf)
+
+    def take(scale: Tensor) -> None:
+        nonlocal best, lowest
+        params = GroupParams(storable(scale, grid.scale_dtype), zero)
+        cost = _cost(groups - restored(rounded(groups, params, grid), params), filled, p)
+        best, lowest = torch.where(cost < lowest, params.scale, best), torch.minimum(cost, lowest)
+
+    for widening in _WIDENINGS:
+        take(narrow * widening)
     scale = best
     for step in range(_SCALE_STEPS):
         wide = scale.unsqueeze(-1)
-        steps = rounded(groups, GroupParams(scale, params.zero), grid) - grid.middle
+        steps = rounded(groups, GroupParams(scale, zero), grid) - grid.middle
         outlying = _shrunk(groups / wide - steps, _BETA * _KAPPA**step, p) * wide
         fitted = ((groups - outlying) * steps).sum(-1) / steps.square().sum(-1).clamp(min=1.0)
-        moved = storable(torch.where(fitted == 0, scale, fitted), grid.scale_dtype)
-        if torch.equal(moved, scale):
-            break
-        scale = moved
-        cost = _cost(_error(groups, GroupParams(scale, params.zero), grid), filled, p)
-        best, lowest = torch.where(cost < lowest, scale, best), torch.minimum(cost, lowest)
-    return GroupParams(best, params.zero)
+        scale = storable(torch.maximum(fitted, narrow), grid.scale_dtype)
+        take(scale)
+    return best, lowest
