@@ -131,7 +131,7 @@ class _Trace:
         x, inputs = self._input[reader], reader.in_features
         made = [module for module in self._order if any(out is x for out in self._output[module])]
         if made:
-            return [self._producer(made[-1], torch.arange(inputs))]
+            return [self._producer(made[-1], torch.arange(inputs, device=x.device))]
         # Behind a view or an operation: whatever fits, from the nearest on.
         before = self._order[: self._order.index(reader)]
         fitting = ((module, self._channel(module, inputs)) for module in reversed(before))
@@ -142,16 +142,16 @@ class _Trace:
 
     def _channel(self, module: nn.Module, inputs: int) -> Tensor | None:
         """Which output of ``module`` each input would be: the same, or that of the head that it is repeated from."""
-        out = module.get_parameter("weight").shape[0]
+        weight = module.get_parameter("weight")
+        out, index = weight.shape[0], torch.arange(inputs, device=weight.device)
         if out == inputs:
-            return torch.arange(inputs)
+            return index
         if inputs % out or not isinstance(module, nn.Linear):
             return None
         parent = self._stage.root.get_submodule(self._modules[module].rpartition(".")[0])
         head = getattr(parent, "head_dim", None)
         if not isinstance(head, int) or head < 1 or out % head:
             return None
-        index = torch.arange(inputs)
         return index // head // (inputs // out) * head + index % head
 
 
@@ -168,7 +168,8 @@ def _cancels(
         return False
     generator = torch.Generator().manual_seed(0)
     channels = producer.module.get_parameter("weight").shape[0]
-    scale = torch.exp2(torch.randint(-4, 5, (channels,), generator=generator).float())[producer.channel]
+    powers = torch.randint(-4, 5, (channels,), generator=generator).to(producer.channel.device)
+    scale = torch.exp2(powers.float())[producer.channel]
     made = fold_into(producer, scale)
     if made is None:
         return False

@@ -67,7 +67,9 @@ def gptq(
     if dead == inputs:  # nothing is known
         found = rtn(matrix, grid, search="minmax" if search == "output" else search)
         return Quantized(found.values, found.params, grid, {"dead_inputs": dead})
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(inputs)
+    order = torch.arange(inputs, device=matrix.device)
+    if act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
     factor = dampened_inverse_factor(hessian[order][:, order], dampening)
     values, params = _solved(matrix, hessian, order, factor.upper, grid, search, act_order, block_cols)
     found = Quantized(values, params, grid)
@@ -101,13 +103,13 @@ def _solved(
     size = grid.size(inputs)
 
     def found(columns: slice, now: Tensor) -> GroupParams:
-        metric = block_metric(hessian[columns, columns], size) if search == "output" else None
+        metric = block_metric(hessian[columns, columns], grid.size(now.shape[1])) if search == "output" else None
         return find_params(now, grid, search, "gptq", metric)
 
     # Transposed, so that a column is contiguous.
     w = matrix.t()[order].contiguous()
     values = torch.empty_like(w)
-    scale, zero = (torch.empty(grid.groups(inputs), matrix.shape[0]) for _ in range(2))
+    scale, zero = (matrix.new_empty(grid.groups(inputs), matrix.shape[0]) for _ in range(2))
     if static:
         params = found(slice(0, inputs), matrix)
         scale, zero = params.scale.t().contiguous(), params.zero.t().contiguous()
