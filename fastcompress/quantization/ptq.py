@@ -17,6 +17,7 @@ from fastcompress.models.flow import FlowTracer
 from fastcompress.models.parents import layer_problem, never_ran, parent_problems, tied_problems
 from fastcompress.models.speed import Timer, decide
 from fastcompress.models.targets import Candidate, module_names, unwanted
+from fastcompress.models.undo import undone_on_error
 from fastcompress.nn import PackedLayer
 from fastcompress.quantization.balance import apply_equalization, apply_smoothing
 from fastcompress.quantization.candidates import find_candidates, unsupported_layers, unsupported_reason
@@ -24,6 +25,7 @@ from fastcompress.quantization.commit import commit, log_skipped
 from fastcompress.quantization.embeddings import Embedded, find_embeddings, wanted_embeddings
 from fastcompress.quantization.fixed import FixedScales
 from fastcompress.quantization.fuse import Fusion, find_fusions, is_foldable
+from fastcompress.quantization.group_weights import checked_options, find_weights
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.plan import Plan, Source, tracked_modules
 from fastcompress.quantization.sparse_form import choose_forms
@@ -57,12 +59,14 @@ def quantize_model(
     modules = {names[0]: module for module, names in module_names(model).items()}
     training = {module: module.training for module in modules.values()}
     plan = Plan(model, config, source, timer, modules, training, fixed)
-    with evaluating(model):
+    checked_options(config)
+    with evaluating(model), undone_on_error(model):
         candidates = _select(plan)
         _record_run(plan, candidates)
         _adapt(plan, candidates)
         _measure(plan)
         norms = _balance(plan)
+        find_weights(plan)
         built = {name: job.quantized(config) for name, job in plan.jobs.items()}
         result = commit(plan, built, norms)
     order = {name: position for position, name in enumerate(plan.modules)}
