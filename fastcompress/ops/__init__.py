@@ -2,12 +2,13 @@
 
 import torch
 
-from . import autograd, chain, fake, native, packing, reference, schemas
+from . import autograd, chain, embedding, fake, native, packing, reference, schemas
 from .arithmetic import quantize_weight
 from .block_csr import BlockCSR
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .canonical_w4 import W4Canonical
+from .canonical_w8 import W8Canonical
 from .constants import ACTIVATIONS, INPUT_MODES, ISA_NAMES, MAX_K
 from .packing import check, info, pack, unpack
 
@@ -21,6 +22,7 @@ __all__ = [
     "SparseW8A8Canonical",
     "W4Canonical",
     "W8A8Canonical",
+    "W8Canonical",
     "check",
     "info",
     "pack",
@@ -40,8 +42,10 @@ def _register() -> torch.library.Library:
         reference.conv2d_w8a8,
         reference.linear_bsr,
         reference.linear_w4,
+        reference.linear_w8,
         reference.conv2d_bsr,
         chain.conv2d_chain,
+        embedding.embedding_packed,
     ):
         library.impl(function.__name__, function, "CompositeExplicitAutograd")
     library.impl("dequantize", packing.dequantize, "CompositeExplicitAutograd")
