@@ -9,6 +9,7 @@
 #include "fastcompress/w4.h"
 #include "gemm_driver.h"
 #include "quantize.h"
+#include "weight_only.h"
 #include "workspace.h"
 
 namespace fastcompress {
@@ -84,6 +85,7 @@ void linear_w4(const BlobHeader& blob, const LinearCall& call) {
         throw std::invalid_argument("linear_w4: input must be f32, bf16 or f16");
     const Epilogue epilogue = make_epilogue(blob, call.out, "linear_w4");
     if (call.rows == 0) return;
+    if (static_cast<InputMode>(blob.input_mode) == InputMode::real) return run_weight_only(blob, call, epilogue);
     const KernelTable& table = table_for(static_cast<Isa>(blob.isa));
     Work work;
     work.weight_bytes = blob.panels * kPanel * blob.k_pad / 2;
