@@ -51,10 +51,11 @@ def quantize_alone(
     name: str, layer: nn.Linear, grid: GroupGrid, algorithm: str, options: GroupwiseOptions
 ) -> LayerResult:
     """One layer without data; the weight is put in place."""
+    weight = _weight(name, layer)
     if algorithm == "hqq":
-        found = hqq(layer.weight, grid, p=options.hqq_p)
+        found = hqq(weight, grid, p=options.hqq_p)
     else:
-        found = rtn(layer.weight, grid, search="minmax" if options.search == "output" else options.search)
+        found = rtn(weight, grid, search="minmax" if options.search == "output" else options.search)
     return _placed(layer, found, {"algorithm": algorithm})
 
 
