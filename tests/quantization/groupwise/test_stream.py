@@ -26,6 +26,9 @@ from .problems import Block, Stack, linears, mlp, normal, tiny_bert, tiny_llama,
 
 GRID = GroupGrid(4, 16)
 
+#: The paper's algorithm, with which single layers are compared.
+PLAIN = GroupwiseOptions(search="minmax", sweeps=0)
+
 
 #: Two correct runs whose float32 sums have another order: a weight within their rounding (2^-24 times a few hundred
 #: terms, so 1e-4 of a step) of a tie turns about once in 10,000, and takes the rest of its row (at most 64) along.
@@ -86,7 +89,7 @@ def test_blocks_one_after_the_other_are_the_whole_computation(name: str) -> None
     make, data, container = MODELS[name]
     model, batches = make(), data()
     expected, layers = copy.deepcopy(model), linears(model)
-    found = quantize_weights(model, layers, GRID, "gptq", batches)
+    found = quantize_weights(model, layers, GRID, "gptq", batches, options=PLAIN)
     assert list(found) == list(layers)
 
     mine = linears(expected)
@@ -215,7 +218,7 @@ def test_blocks_with_arguments_of_their_own() -> None:
         chain = find_chain(model, linears(model), lambda: model(batches[0]))
     assert chain is not None
     assert not chain.uniform
-    found = quantize_weights(model, linears(model), GRID, "gptq", batches)
+    found = quantize_weights(model, linears(model), GRID, "gptq", batches, options=PLAIN)
     layer = expected.blocks[0].up
     x = read_by(expected, {"up": layer}, batches)["up"]
     assert torch.equal(
@@ -303,7 +306,7 @@ def test_inputs_that_are_not_always_shared() -> None:
     positive[0, 0], negative[0, 0] = 1.0, -1.0
     model = Experts()
     b = model.b.weight.detach().clone()
-    found = quantize_weights(model, linears(model), GRID, "gptq", [positive, negative])
+    found = quantize_weights(model, linears(model), GRID, "gptq", [positive, negative], options=PLAIN)
     collector = InputStatistics.of(positive).hessian + InputStatistics.of(2.0 * negative).hessian
     assert torch.equal(
         found["b"].canonical.dequantize(), gptq(b, InputStatistics(collector, b[0], 80), GRID).dequantize()
@@ -316,7 +319,7 @@ def test_many_passes_where_hessians_do_not_fit(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(stage, "_HESSIAN_ELEMS", 1)
     model, batches = mlp(), [normal(50, 24, seed=s) for s in range(3)]
     third = model[2].weight.detach().clone()
-    found = quantize_weights(model, linears(model), GRID, "gptq", batches)
+    found = quantize_weights(model, linears(model), GRID, "gptq", batches, options=PLAIN)
     front = copy.deepcopy(mlp())
     front[0].weight = nn.Parameter(found["0"].canonical.dequantize())
     with torch.no_grad():
