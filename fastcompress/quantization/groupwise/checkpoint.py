@@ -45,7 +45,7 @@ def fingerprint(settings: Iterable[object], tensors: Mapping[str, Tensor], batch
     sha = hashlib.sha256()
     for item in settings:
         sha.update(repr(item).encode() + b"\0")
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         sha.update(name.encode() + b"\0")
         _hash(sha, tensor)
     for leaf in tree_leaves(batches):
@@ -102,7 +102,8 @@ class StageFiles:
                 "report": dict(result.report),
             }
         own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        metadata = {"fingerprint": self.key, "layers": json.dumps(layers)}
+        said = json.dumps(layers)
+        metadata = {"fingerprint": self.key, "layers": said, "checksum": fingerprint((said,), own, None)}
         path = self.path(stage)
         temporary = self.directory / f".fastcompress-{secrets.token_hex(8)}.tmp"
         try:
@@ -129,6 +130,8 @@ class StageFiles:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["checksum"] != fingerprint((metadata["layers"],), tensors, None):
+                raise KeyError("its checksum is not that of its content")
             layers = json.loads(metadata["layers"])
             if metadata["fingerprint"] != self.key:
                 raise ValueError(

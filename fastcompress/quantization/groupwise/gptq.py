@@ -10,6 +10,7 @@ from torch import Tensor
 from fastcompress.models.hessian import dampened_inverse_factor
 
 from .grid import GroupGrid, GroupParams, Quantized, checked_matrix
+from .refine import refined
 from .rtn import find_params, rtn
 from .scales import block_metric
 from .statistics import InputStatistics
@@ -27,6 +28,7 @@ def gptq(
     act_order: bool = True,
     dampening: float = 0.01,
     block_cols: int = 128,
+    sweeps: int = 0,
 ) -> Quantized:
     """Quantize a weight so that the layer's output on its calibration inputs changes least.
 
@@ -39,6 +41,8 @@ def gptq(
             ("static groups"); else from first to last, each group's scales from its weights when it is reached.
         dampening: share of the mean diagonal that is added to it; ten times more while the inverse does not exist.
         block_cols: columns whose updates reach the rest together.
+        sweeps: rounds of refinement afterwards (`refined`), which the paper does not have: each fits the scales to the
+            integers, then the integers to the scales.
 
     Returns:
         The weight; its report has ``relative_error``, ``dampening``, ``retries`` and ``dead_inputs`` (always zero in
@@ -59,7 +63,7 @@ def gptq(
     inputs = matrix.shape[1]
     if tuple(hessian.shape) != (inputs, inputs):
         raise ValueError(f"gptq: statistics are of {hessian.shape[0]} inputs, but `weight` has {inputs}")
-    _check_options(dampening, block_cols)
+    _check_options(dampening, block_cols, sweeps)
     diagonal = hessian.diagonal()
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("gptq: `statistics` hold NaN or infinity; repair the model or the calibration data")
@@ -73,20 +77,25 @@ def gptq(
     factor = dampened_inverse_factor(hessian[order][:, order], dampening)
     values, params = _solved(matrix, hessian, order, factor.upper, grid, search, act_order, block_cols)
     found = Quantized(values, params, grid)
+    if sweeps:
+        added = torch.where(diagonal == 0, diagonal.mean(), 0.0) + factor.dampening * diagonal.mean()
+        found = refined(matrix, found, hessian + torch.diag(added), sweeps, block_cols)
     report = {
         "relative_error": statistics.relative_error(matrix, found.dequantize()),
         "dampening": factor.dampening,
         "retries": factor.retries,
         "dead_inputs": dead,
     }
-    return Quantized(values, params, grid, report)
+    return Quantized(found.values, found.params, grid, report)
 
 
-def _check_options(dampening: float, block_cols: int) -> None:
+def _check_options(dampening: float, block_cols: int, sweeps: int) -> None:
     if not 0.0 < dampening <= 1.0:
         raise ValueError(f"gptq: dampening must lie in (0, 1], got {dampening!r}")
     if block_cols < 1:
         raise ValueError(f"gptq: block_cols must be positive, got {block_cols!r}")
+    if sweeps < 0:
+        raise ValueError(f"gptq: sweeps must not be negative, got {sweeps!r}")
 
 
 def _solved(

@@ -51,11 +51,16 @@ def quantize_alone(
     name: str, layer: nn.Linear, grid: GroupGrid, algorithm: str, options: GroupwiseOptions
 ) -> LayerResult:
     """One layer without data; the weight is put in place."""
+    weight = _weight(name, layer)
     if algorithm == "hqq":
-        found = hqq(layer.weight, grid, p=options.hqq_p)
+        found = hqq(weight, grid, p=options.hqq_p)
     else:
-        found = rtn(layer.weight, grid, search="minmax" if options.search == "output" else options.search)
+        found = rtn(weight, grid, search=_data_free_search(options))
     return _placed(layer, found, {"algorithm": algorithm})
+
+
+def _data_free_search(options: GroupwiseOptions) -> str:
+    return "mse" if options.search in ("mse", "output") else "minmax"
 
 
 def quantize_stage(
@@ -108,10 +113,11 @@ def _gptq(
             torch.cat([_weight(name, stage.layers[name]) for name in names]),
             statistics[names[0]],
             grid,
-            search=options.search,
+            search=options.search or "mse",
             act_order=options.act_order,
             dampening=options.dampening,
             block_cols=options.block_cols,
+            sweeps=options.sweeps,
         )
         for name, layer, piece in zip(names, layers, found.split(rows), strict=True):
             own = {**found.report}

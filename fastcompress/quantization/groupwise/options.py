@@ -15,11 +15,13 @@ class GroupwiseOptions:
     """Settings of the algorithms; each reads its own.
 
     Attributes:
-        search: how ``rtn`` and ``gptq`` find scales: ``"minmax"``, ``"mse"``, for GPTQ also ``"output"``.
+        search: how ``rtn`` and ``gptq`` find scales: ``"minmax"``, ``"mse"``, for GPTQ also ``"output"``; None:
+            ``"minmax"`` for ``rtn``, ``"mse"`` for ``gptq``.
         hqq_p: norm of ``hqq``, in (0, 1].
         dampening: of ``gptq``, share of the mean diagonal, in (0, 1].
         act_order: whether ``gptq`` begins with the inputs that matter most.
         block_cols: columns that ``gptq`` updates the rest with at once.
+        sweeps: rounds of refinement behind ``gptq``; 0 is the paper's algorithm.
         awq_steps: exponents that ``awq`` tries.
         awq_clip: whether ``awq`` searches for the best clipping.
 
@@ -31,16 +33,17 @@ class GroupwiseOptions:
         0.01
     """
 
-    search: str = "minmax"
+    search: str | None = None
     hqq_p: float = 0.7
     dampening: float = 0.01
     act_order: bool = True
     block_cols: int = 128
+    sweeps: int = 3
     awq_steps: int = 20
     awq_clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.search not in ("minmax", "mse", "output"):
+        if self.search not in (None, "minmax", "mse", "output"):
             raise ValueError(
                 f"GroupwiseOptions: search must be 'minmax', 'mse' or 'output' (GPTQ only), got {self.search!r}"
             )
@@ -48,7 +51,7 @@ class GroupwiseOptions:
             value = getattr(self, name)
             if not 0.0 < value <= 1.0:
                 raise ValueError(f"GroupwiseOptions: {name} must lie in (0, 1], got {value!r}")
-        for name in ("block_cols", "awq_steps"):
+        for name, least in (("block_cols", 1), ("sweeps", 0), ("awq_steps", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"GroupwiseOptions: {name} must be a positive whole number, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"GroupwiseOptions: {name} must be a whole number from {least} on, got {value!r}")

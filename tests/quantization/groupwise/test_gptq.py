@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fastcompress.quantization.groupwise import GroupGrid, InputStatistics, gptq, rtn
 
 from . import oracle
-from .problems import correlated, normal, output_error
+from .problems import Floats, correlated, normal, output_error
 
 #: Outputs, inputs, group size, columns of a block: tails, groups larger and smaller than a block, whole rows.
 SHAPES = [
@@ -70,6 +71,44 @@ def test_order_and_searched_scales_help_where_inputs_differ() -> None:
 
     assert error(act_order=True) < 0.5 * error(act_order=False)
     assert error(search="output") < error(search="minmax")
+
+
+def cost(x: Tensor, difference: Tensor) -> Floats:
+    """Squared output error of each row, with the 1% that dampening adds, in float64."""
+    a, d = x.double().numpy(), difference.double().numpy()
+    dampening = 0.01 * np.square(a).sum(0).mean()
+    return np.asarray(np.square(a @ d.T).sum(0) + dampening * np.square(d).sum(1))
+
+
+@pytest.mark.parametrize(("out", "inputs", "size", "block_cols"), SHAPES)
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True)])
+def test_refinement_lowers_every_rows_error(
+    out: int, inputs: int, size: int | None, block_cols: int, bits: int, symmetric: bool
+) -> None:
+    weight, x = normal(out, inputs, seed=out), correlated(300, inputs)
+    statistics, grid = InputStatistics.of(x), GroupGrid(bits, size, symmetric)
+    plain, better = (
+        gptq(weight, statistics, grid, search="mse", sweeps=sweeps, block_cols=block_cols) for sweeps in (0, 3)
+    )
+    before, after = (cost(x, weight - found.dequantize()) for found in (plain, better))
+    assert bool((after <= before * (1.0 + 1e-4)).all())  # the package compares in float32
+    assert bits == 8 or out * inputs < 100 or after.sum() < 0.98 * before.sum()
+    assert bool((better.values >= grid.low).all() and (better.values <= grid.high).all())
+    assert torch.equal(better.params.scale, better.params.scale.bfloat16().float())
+    assert torch.equal(better.canonical().dequantize(), better.dequantize())
+
+
+def test_refined_integers_are_the_best_one_by_one() -> None:
+    """After many sweeps no single integer can change for the better; NumPy tries all of them."""
+    weight, x = normal(4, 24), correlated(200, 24)
+    found = gptq(weight, InputStatistics.of(x), GroupGrid(4, 8), sweeps=30)
+    scale = found.params.scale.repeat_interleave(8, dim=1)
+    least = cost(x, weight - found.dequantize())
+    for column in range(24):
+        for value in range(16):
+            other = found.values.clone()
+            other[:, column] = value
+            assert bool((cost(x, weight - (other - 8.0) * scale) >= least * (1.0 - 1e-4)).all())
 
 
 def test_uncorrelated_inputs_leave_nothing_to_gain() -> None:
@@ -134,6 +173,8 @@ def test_refusals() -> None:
         gptq(weight, statistics, grid, dampening=0.0)
     with pytest.raises(ValueError, match="block_cols"):
         gptq(weight, statistics, grid, block_cols=0)
+    with pytest.raises(ValueError, match="sweeps"):
+        gptq(weight, statistics, grid, sweeps=-1)
     with pytest.raises(ValueError, match="search must be"):
         gptq(weight, statistics, grid, search="best")
     broken = InputStatistics.of(normal(20, 16).index_fill(1, torch.tensor([3]), float("nan")))
