@@ -65,7 +65,9 @@ def _streamed_rows(context: Context, shape: Shape) -> None:
         copies = 3 if context.quick else copies_needed(layer.packed.numel())
         ring = [layer, *(copy.deepcopy(layer) for _ in range(copies - 1))]
         candidates[scheme] = rotate(ring, lambda each: each(x))
-        candidates[f"reading {scheme}"] = rotate([each.packed.numpy() for each in ring], _C.read_buffer)
+        # Half a ring away: the copy that the layer has just read would come from a cache.
+        away = [*ring[copies // 2 :], *ring[: copies // 2]]
+        candidates[f"reading {scheme}"] = rotate([each.packed.numpy() for each in away], _C.read_buffer)
     words, scales = _int4pack(k, n)
     packs = [words.clone() for _ in range(3 if context.quick else copies_needed(k * n // 2))]
     multiply = partial(torch._weight_int4pack_mm_for_cpu, x_half)

@@ -15,7 +15,7 @@
 namespace fastcompress {
 namespace {
 
-constexpr int64_t kTasksPerThread = 8;
+constexpr int64_t kTasksPerThread = 16;
 constexpr size_t kScratch = static_cast<size_t>(kNibbleScratchElements) * sizeof(float) + kNibbleScratchBytes;
 constexpr uint8_t kSignBit = 0x80;
 

@@ -156,7 +156,8 @@ class Int8Cache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config=config)
-        self.layers = [Int8CacheLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+        given: list[Any] = self.layers
+        self.layers: list[Any] = [Int8CacheLayer() if type(layer) is DynamicLayer else layer for layer in given]
 
     @property
     def nbytes(self) -> int:

@@ -53,6 +53,11 @@ def embedding_problem(module: nn.Embedding) -> str | None:
     return layer_problem(module)
 
 
+def _is_head(layer: nn.Linear, embedding: nn.Embedding) -> bool:
+    plain = type(layer) is nn.Linear and layer.bias is None
+    return plain and layer.weight is embedding.weight and layer_problem(layer) is None
+
+
 def find_embeddings(model: nn.Module) -> Iterator[tuple[Embedded, str | None]]:
     """Every embedding of a model with its tied heads, and why it must stay float (None: it need not)."""
     names = module_names(model)
@@ -64,7 +69,7 @@ def find_embeddings(model: nn.Module) -> Iterator[tuple[Embedded, str | None]]:
         for name, other in tied.get(id(module), []):
             if other is module:
                 continue
-            if type(other) is nn.Linear and other.bias is None and other.weight is module.weight:
+            if isinstance(other, nn.Linear) and _is_head(other, module):
                 heads.append(Candidate(names[other], other))
             else:
                 problem = problem or f"its weight is tied to {name} ({type(other).__name__}), which stays float"
