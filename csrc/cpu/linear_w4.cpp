@@ -71,6 +71,7 @@ NibbleProduct product_of(const KernelTable& table, const BlobHeader& h, const Si
     p.octets = h.k_pad / 8;
     p.group_octets = ceil_div(h.group_size, 8);
     p.groups = rows.groups;
+    p.panels = h.panels;
     p.channels = h.out_channels;
     p.finish = table.epilogue;
     p.epilogue = &epilogue;

@@ -84,6 +84,7 @@ WeightOnlyProduct product_of(const KernelTable& table, const BlobHeader& h, cons
     p.octets = h.k_pad / kOctet;
     p.group_octets = ceil_div(h.group_size, kOctet);
     p.groups = group_count(h);
+    p.panels = h.panels;
     p.channels = h.out_channels;
     p.finish = table.epilogue;
     p.epilogue = &epilogue;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "fastcompress/kernels.h"
+#include "panel_lines.h"
 
 namespace {
 
@@ -13,7 +14,6 @@ using fastcompress::DType;
 using fastcompress::kPanel;
 using fastcompress::NibbleProduct;
 
-constexpr int64_t kOctetBytes = 64;     // eight inputs of a panel
 constexpr int64_t kNibbleFetch = 1024;  // bytes ahead of the reads
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
 constexpr int kEnoughChains = 8;  // of dependent products: with fewer, low and high nibbles get sums of their own
@@ -68,8 +68,7 @@ void clear_sums(float* sums, int64_t rows) {
 template <class N, int MR, int NV>
 void nibble_tile(const NibbleProduct& p, int64_t panel, int64_t row) {
     constexpr bool two = MR * NV < kEnoughChains;
-    const int64_t panel_bytes = p.octets * kOctetBytes;
-    const uint8_t* const w = p.w + panel * panel_bytes;
+    const PanelLines lines(p.w, p.panels, p.octets, panel);
     const int8_t* const a = p.a + row * p.a_stride;
     clear_sums<NV>(p.c, MR);
     for (int64_t g = 0, octet = 0; g < p.groups; ++g) {
@@ -86,8 +85,7 @@ void nibble_tile(const NibbleProduct& p, int64_t panel, int64_t row) {
             const uint8_t* from[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
-                from[v] = w + v / kVectorsPerPanel * panel_bytes + octet * kOctetBytes +
-                          v % kVectorsPerPanel * 4 * Vec::width;
+                from[v] = lines.at(octet, v / kVectorsPerPanel) + v % kVectorsPerPanel * 4 * Vec::width;
                 if (v % kVectorsPerPanel == 0) N::fetch(from[v] + kNibbleFetch);
             }
             // All weights, then one row's inputs at a time: with sums and weights in registers there is room for no more.

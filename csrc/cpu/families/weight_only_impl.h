@@ -15,6 +15,7 @@
 #pragma once
 
 #include "fastcompress/kernels.h"
+#include "panel_lines.h"
 
 namespace {
 
@@ -22,7 +23,6 @@ using fastcompress::DType;
 using fastcompress::kPanel;
 using fastcompress::WeightOnlyProduct;
 
-constexpr int64_t kLineBytes = 64;    // one word of each channel of a panel
 constexpr int64_t kLineFetch = 1024;  // bytes ahead of the reads
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
 constexpr int kMantissaBits = 23;
@@ -129,8 +129,7 @@ template <class C, int bits, int MR, int NV>
 void weight_only_tile(const WeightOnlyProduct& p, int64_t panel, int64_t row) {
     using L = CodeLayout<bits>;
     using E = typename Codes<C::has_table && bits == 4, C, bits>::type;
-    const int64_t panel_bytes = p.octets * L::lines * kLineBytes;
-    const uint8_t* const w = p.w + panel * panel_bytes;
+    const PanelLines lines(p.w, p.panels, p.octets * L::lines, panel);
     const float* const a = p.a + row * p.a_stride;
     const E codes(p.zero);
     for (int64_t g = 0, line = 0; g < p.groups; ++g) {
@@ -144,8 +143,7 @@ void weight_only_tile(const WeightOnlyProduct& p, int64_t panel, int64_t row) {
             Vec::I words[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
-                const uint8_t* from =
-                    w + v / kVectorsPerPanel * panel_bytes + line * kLineBytes + v % kVectorsPerPanel * 4 * Vec::width;
+                const uint8_t* from = lines.at(line, v / kVectorsPerPanel) + v % kVectorsPerPanel * 4 * Vec::width;
                 words[v] = C::load(from);
                 if (v % kVectorsPerPanel == 0) C::fetch(from + kLineFetch);
             }

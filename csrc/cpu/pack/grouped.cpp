@@ -10,7 +10,7 @@
 namespace fastcompress {
 namespace {
 
-constexpr int64_t kOctet = 8, kLineBytes = 64;
+constexpr int64_t kOctet = 8;
 constexpr uint8_t kSignBit = 0x80;  // s8 value ^ kSignBit = value + 128
 
 [[noreturn]] void refuse(const GroupedSpec& s, const std::string& what) {
@@ -23,9 +23,11 @@ struct Place {
     int shift;
 };
 Place place_of(const BlobHeader& h, int64_t n, int64_t k) {
-    const int64_t panel = n / kPanel * (h.k_pad * kPanel * h.value_bits / 8), word = n % kPanel * 4;
-    if (!is_four_bit(h)) return {panel + k / 4 * kLineBytes + word + k % 4, 0};
-    return {panel + k / kOctet * kLineBytes + word + k % 4, k % kOctet < 4 ? 0 : 4};
+    const int64_t per_line = 32 / h.value_bits, lines = h.k_pad / per_line;
+    const int64_t panel = n / kPanel, block = panel / kPanelsTogether * kPanelsTogether;
+    const int64_t together = std::min(kPanelsTogether, h.panels - block);
+    const int64_t line = block * lines + k / per_line * together + panel - block;
+    return {line * kLineBytes + n % kPanel * 4 + k % 4, k % per_line < 4 ? 0 : 4};
 }
 
 // Where the group's value of channel n lies among [panel][group][16].

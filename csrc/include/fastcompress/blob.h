@@ -24,12 +24,17 @@
 //     | header 256 | codes | scales | zero points or minima | bias |
 //
 // k is padded to a multiple of eight. A code of four bits is the value, one of eight bits the value plus 128. Panel p holds output
-// channels 16p .. 16p+15, line by line of 64 bytes: a word for each channel. Four bits are "n16k8", one line for eight inputs,
+// channels 16p .. 16p+15 in lines of 64 bytes, a word for each channel. A line of four bits has eight inputs ("n16k8"):
 //
 //     low nibble of byte  4n + i  of a line:  input i      of channel n     i in 0..3
 //     high nibble                             input i + 4
 //
-// and eight bits "n16k4", one line for four inputs: byte 4n + i is input i of channel n.
+// and one of eight bits four ("n16k4"): byte 4n + i is input i of channel n. Four panels lie together, their lines in turn, so that a
+// kernel that works on all four reads memory from one end to the other:
+//
+//     | line 0 of panel 0, 1, 2, 3 | line 1 of panel 0, 1, 2, 3 | ... | line 0 of panel 4, 5, 6, 7 | ...
+//
+// (The last panels may be fewer than four.)
 //
 // Scales, zero points (u8) and minima (f32) are [panel][group][16].
 #pragma once
@@ -174,6 +179,7 @@ inline const uint8_t* blob_index(const BlobHeader& h) { return reinterpret_cast<
 inline bool is_linear(const BlobHeader& h) { return h.weight_rank == 2; }
 inline bool is_grouped(const BlobHeader& h) { return h.value_bits != 0; }
 inline bool is_four_bit(const BlobHeader& h) { return h.value_bits == 4; }
+constexpr int64_t kLineBytes = 64, kPanelsTogether = 4;
 inline int64_t group_count(const BlobHeader& h) { return ceil_div(h.in_channels, h.group_size); }
 inline bool has_real_weights(const BlobHeader& h) { return h.value_dtype != static_cast<int32_t>(DType::s8); }
 // Bytes of a stored block, and of an entry of the index.

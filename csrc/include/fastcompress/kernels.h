@@ -146,6 +146,7 @@ struct NibbleProduct {
     const uint8_t* zero_point;  // null: 8, or a minimum
     const float* minimum;       // null: none
     int64_t octets, group_octets, groups;
+    int64_t panels;  // of all
     int64_t panel0, panel1, channels;
     float* c;        // scratch of kNibbleScratchElements
     uint8_t* bytes;  // scratch of kNibbleScratchBytes
@@ -186,6 +187,7 @@ struct WeightOnlyProduct {
     const uint8_t* zero_point;  // four-bit weights only
     const float* minimum;       // null: none
     int64_t octets, group_octets, groups;
+    int64_t panels;  // of all
     int64_t panel0, panel1, channels;
     float* c;  // scratch of kNibbleScratchElements
     EpilogueFunction finish;
