@@ -166,7 +166,7 @@ def documents(split: Split) -> list[str]:
 
 
 @cache
-def _sentence_pool(split: str) -> tuple[str, ...]:
+def _sentence_pool(split: Split) -> tuple[str, ...]:
     """Every sentence of a split; a hash of its name sends one document in four to calibration."""
     pools = {part: [s for text in documents(part) for s in _sentences_of(text)] for part in _SPLITS}
     # The reference repeats some passages under several topics: a sentence that calibration has seen is not judged on.

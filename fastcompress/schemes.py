@@ -31,7 +31,7 @@ class Scheme:
     @property
     def weight_only(self) -> bool:
         """Whether activations stay float."""
-        return self.input_mode == "float"
+        return self.input_mode == "dynamic_16bit"
 
 
 #: Name of a scheme → what it is.
@@ -39,8 +39,8 @@ SCHEMES: dict[str, Scheme] = {
     "W8A8": Scheme("static"),
     "W8A8-dynamic": Scheme("dynamic"),
     "W4A8": Scheme("dynamic_symmetric", 4, 128),
-    "W4A16": Scheme("float", 4, 128),
-    "W8A16": Scheme("float", 8, -1),
+    "W4A16": Scheme("dynamic_16bit", 4, 128),
+    "W8A16": Scheme("dynamic_16bit", 8, -1),
 }
 
 #: How weights in groups are found: round-to-nearest; half-quadratic; by the layer's error on calibration data.

@@ -87,20 +87,22 @@ def block_bound(terms: NDArray[np.int64], absolute: NDArray[np.float64]) -> NDAr
     return BLOCK_SUM_FACTOR * _U * k * absolute + k * 2.0**-149
 
 
-#: Roundings that a product of a weight-only layer meets beside those of the additions in its group and of the groups:
-#: its own, that of the zero point (which joins the group), of the scale, and of the product with the minimum.
-GROUP_STEPS = 4
+#: Roundings of float32 that a group's sum meets before it joins the others: two conversions, their sum, two factors.
+GROUP_STEPS = 6
+
+#: How far 16-bit activations are off, as a share of the largest magnitude in their group: half a step of 1/32639, and
+#: three roundings (the scale, its inverse, the product).
+SIXTEEN_BITS = 0.5 / 32639 + 4 * _U
 
 
-def group_bound(group_size: int, groups: int, absolute: NDArray[np.float64]) -> NDArray[np.float64]:
-    """c * u * (g + 2 G + 4) * size for float32 sums by groups: G groups of at most g inputs.
+def group_bound(groups: int, absolute: NDArray[np.float64]) -> NDArray[np.float64]:
+    """u (G + 6) * size for float32 sums of G groups whose own sums are exact integers.
 
-    ``absolute`` = sum |a| ((|q - c| + |z - c|) s + |minimum|), c the middle of the codes (0 with minima). Whatever the
-    order inside a group, a product meets at most g roundings there, and a sum of inputs as many; at most two additions
-    for each group then join it. c and the ways in which small results round are those of `block_bound`.
+    ``absolute`` = sum of max|a| |w| by group, |w| = |q| s + |minimum| where there are minima. The last term is for
+    results in the subnormal range.
     """
-    steps = float(group_size + 2 * groups + GROUP_STEPS)
-    return BLOCK_SUM_FACTOR * _U * steps * absolute + steps * 2.0**-149
+    steps = float(groups + GROUP_STEPS)
+    return 1.001 * _U * steps * absolute + steps * 2.0**-149
 
 
 def added_bound(error: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,12 +50,10 @@ py::list kernels() {
             row["chosen"] = &t == &current_table();
             rows.append(row);
         };
-        const WeightOnlyTable& w = t.weight_only;
         add("linear_w8a8", "linear_w8a8", t.gemm_name);
         add("conv2d_w8a8", "conv2d_w8a8", t.gemm_name);
-        add("linear_w4", "linear_w4a8", t.nibbles.name);
-        add("linear_w4", "linear_w4a16", w.name);
-        add("linear_w8", "linear_w8a16", w.name);
+        for (const char* kernel : {"linear_w4a8", "linear_w4a16"}) add("linear_w4", kernel, t.grouped.name);
+        add("linear_w8", "linear_w8a16", t.grouped.name);
         add("quantize", "quantize", "");
     }
     return rows;

@@ -257,7 +257,7 @@ void add_packing(py::module_& m) {
     const char* names[kActivationCount] = {"none",      "relu", "relu6",     "gelu",
                                            "gelu_tanh", "silu", "hardswish", "hardsigmoid"};
     for (int i = 0; i < kActivationCount; ++i) activations[names[i]] = i;
-    const char* mode_names[kInputModeCount] = {"static", "dynamic", "dynamic_symmetric", "float"};
+    const char* mode_names[kInputModeCount] = {"static", "dynamic", "dynamic_symmetric", "dynamic_16bit"};
     for (int i = 0; i < kInputModeCount; ++i) modes[mode_names[i]] = i;
     m.attr("ACTIVATIONS") = activations;
     m.attr("INPUT_MODES") = modes;

@@ -27,11 +27,11 @@ KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, cons
             small ? int64_t{4} : int64_t{0},
             w.depthwise ? w.depthwise : small->depthwise,
             sparse_table(isa),
-            nibble_table(isa),
-            weight_only_table(isa),
+            grouped_table(isa),
             e.epilogue,
             e.quantize,
             e.widen,
+            e.split,
             e.range};
 }
 
@@ -119,39 +119,28 @@ SparseTable sparse_table(Isa isa) {
     return {integer, kSparseReal_generic, kInterleave_generic};
 }
 
-const NibbleTable& nibble_table(Isa isa) {
+const GroupedTable& grouped_table(Isa isa) {
     switch (isa) {
 #if defined(FASTCOMPRESS_HAVE_AVX2)
         case Isa::avx2:
-            return kNibbles_avx2;
+            return kGrouped_avx2;
 #endif
 #if defined(FASTCOMPRESS_HAVE_AVXVNNI)
         case Isa::avxvnni:
-            return kNibbles_avxvnni;
+            return kGrouped_avxvnni;
 #endif
 #if defined(FASTCOMPRESS_HAVE_AVX512)
         case Isa::avx512:
-            return kNibbles_avx512;
+            return kGrouped_avx512;
 #endif
 #if defined(FASTCOMPRESS_HAVE_AVX512VNNI)
         case Isa::avx512vnni:
         case Isa::amxint8:  // a tile would have to be unpacked to bytes first
-            return kNibbles_avx512vnni;
+            return kGrouped_avx512vnni;
 #endif
         default:
-            return kNibbles_generic;
+            return kGrouped_generic;
     }
-}
-
-const WeightOnlyTable& weight_only_table(Isa isa) {
-#if defined(FASTCOMPRESS_HAVE_AVX512)
-    if (isa >= Isa::avx512) return kWeightOnly_avx512;
-#endif
-#if defined(FASTCOMPRESS_HAVE_AVX2)
-    if (isa >= Isa::avx2) return kWeightOnly_avx2;
-#endif
-    (void)isa;
-    return kWeightOnly_generic;
 }
 
 const SparseKernel* find_sparse_kernel(const KernelTable& table, DType value, int64_t block_h, int64_t block_w) {

@@ -11,6 +11,7 @@ struct ElementwiseTable {
     decltype(KernelTable::epilogue) epilogue;
     decltype(KernelTable::quantize) quantize;
     decltype(KernelTable::widen) widen;
+    decltype(KernelTable::split) split;
     decltype(KernelTable::range) range;
     int32_t (*read)(const int32_t* data, int64_t count);  // for bandwidths
 };
@@ -53,16 +54,11 @@ extern const InterleaveFunction kInterleave_generic;
 extern const InterleaveFunction kInterleave_avx2;
 extern const InterleaveFunction kInterleave_avx512;
 
-extern const NibbleTable kNibbles_generic;
-extern const NibbleTable kNibbles_avx2;
-extern const NibbleTable kNibbles_avxvnni;
-extern const NibbleTable kNibbles_avx512;
-extern const NibbleTable kNibbles_avx512vnni;
-
-// Shared by all ISAs of one vector width.
-extern const WeightOnlyTable kWeightOnly_generic;
-extern const WeightOnlyTable kWeightOnly_avx2;
-extern const WeightOnlyTable kWeightOnly_avx512;
+extern const GroupedTable kGrouped_generic;
+extern const GroupedTable kGrouped_avx2;
+extern const GroupedTable kGrouped_avxvnni;
+extern const GroupedTable kGrouped_avx512;
+extern const GroupedTable kGrouped_avx512vnni;
 
 // Register-only loops of the float units; return the operations done.
 int64_t ceiling_fp32_avx2(int64_t iterations);
@@ -74,7 +70,6 @@ int64_t ceiling_bf16_amx(int64_t iterations);
 const W8A8Table& w8a8_table(Isa isa);
 const ElementwiseTable& elementwise_table(Isa isa);
 SparseTable sparse_table(Isa isa);
-const NibbleTable& nibble_table(Isa isa);
-const WeightOnlyTable& weight_only_table(Isa isa);
+const GroupedTable& grouped_table(Isa isa);
 
 }  // namespace fastcompress

@@ -26,7 +26,7 @@ _SCALE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.floa
 #: What is taken off four-bit values: name in the configuration → (tensor, its dtype); ``eight`` needs none.
 _ZEROS = {"eight": None, "zero_point": ("weight_zero_point", "U8"), "minimum": ("weight_min", "F32")}
 
-_MODES = {4: ("float", "dynamic_symmetric"), 8: ("float",)}
+_MODES = {4: ("dynamic_16bit", "dynamic_symmetric"), 8: ("dynamic_16bit",)}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class GroupQuantized(PackedLayer):
         weight_bits: 4 or 8.
         group_size: neighbouring inputs that share a scale.
         symmetric: whether weights lie around zero; else there are zero points or minima.
-        input_mode: ``"float"`` (weight-only) or ``"dynamic_symmetric"`` (int8 activations, quantized by token).
+        input_mode: ``"dynamic_16bit"`` (weight-only) or ``"dynamic_symmetric"`` (int8 activations, quantized by token).
     """
 
     canonical_classes = (W4Canonical, W8Canonical)
@@ -57,7 +57,7 @@ class GroupQuantized(PackedLayer):
 class GroupQuantLinear(GroupQuantized, ReorderedLayer, PackedLinear):
     """Drop-in replacement of ``nn.Linear`` with weights of four or eight bits and a scale for each group of inputs.
 
-    With ``input_mode="float"`` activations are not quantized (W4A16, W8A16), with ``"dynamic_symmetric"`` they are int8
+    With ``input_mode="dynamic_16bit"`` activations are not quantized (W4A16, W8A16), with ``"dynamic_symmetric"`` they are int8
     by token (W4A8). A weight is ``(value - zero point) * scale``, or ``value * scale + minimum``.
 
     Shapes:
@@ -97,7 +97,7 @@ class GroupQuantLinear(GroupQuantized, ReorderedLayer, PackedLinear):
         group_size: int | None = None,
         symmetric: bool = True,
         scale_dtype: torch.dtype = torch.bfloat16,
-        input_mode: str = "float",
+        input_mode: str = "dynamic_16bit",
         activation: str = "none",
     ) -> Self:
         """Quantize a float layer, each weight to the nearest (RTN).
@@ -108,7 +108,7 @@ class GroupQuantLinear(GroupQuantized, ReorderedLayer, PackedLinear):
             group_size: inputs that share a scale, a multiple of 8; None for the whole row.
             symmetric: values around zero; else (four bits only) a zero point for each group.
             scale_dtype: float32, bfloat16 or float16.
-            input_mode: ``"float"`` or (four bits only) ``"dynamic_symmetric"``.
+            input_mode: ``"dynamic_16bit"`` or (four bits only) ``"dynamic_symmetric"``.
             activation: function to fuse behind the layer.
 
         Raises:

@@ -86,7 +86,9 @@ class QuantEmbedding(GroupQuantized):
             )
         if module.max_norm is not None:
             raise ValueError(f"{cls.__name__}.from_float: `module` has max_norm, which changes weights when it runs")
-        c = round_to_nearest(module.weight, group_size, bits=weight_bits, scale_dtype=scale_dtype, input_mode="float")
+        c = round_to_nearest(
+            module.weight, group_size, bits=weight_bits, scale_dtype=scale_dtype, input_mode="dynamic_16bit"
+        )
         made = cls(c, dtype=module.weight.dtype, padding_idx=module.padding_idx)
         return made.train(module.training)
 

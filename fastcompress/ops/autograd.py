@@ -18,7 +18,7 @@ from torch.nn.grad import conv2d_input
 
 from . import packing
 from .arithmetic import static_mask
-from .arithmetic_w4 import linear_sums
+from .arithmetic_groups import linear_sums
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .canonical_w4 import W4Canonical

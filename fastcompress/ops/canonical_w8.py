@@ -23,7 +23,7 @@ class W8Canonical:
         bias: float32 ``[out]`` or None.
         group_size: neighbouring inputs that share a scale: a multiple of 8, or all of them; the last group may have
             fewer.
-        input_mode: ``"float"``: activations are not quantized.
+        input_mode: ``"dynamic_16bit"``: activations are not quantized.
         activation: a key of ``ACTIVATIONS``, fused behind bias and residual.
 
     Example:
@@ -35,7 +35,7 @@ class W8Canonical:
     weight_scale: Tensor
     bias: Tensor | None
     group_size: int
-    input_mode: str = "float"
+    input_mode: str = "dynamic_16bit"
     activation: str = "none"
 
     @property

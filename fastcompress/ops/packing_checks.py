@@ -78,7 +78,7 @@ def _validate_common(c: Canonical, out: int, k: int) -> None:
 def _validate_int8(c: W8A8Canonical | SparseW8A8Canonical, out: int, k: int, dims: int) -> None:
     check_scale("pack", "weight_scale", c.weight_scale, out)
     _validate_common(c, out, k)
-    modes = [mode for mode in INPUT_MODES if mode != "float"]
+    modes = [mode for mode in INPUT_MODES if mode != "dynamic_16bit"]
     if c.input_mode not in modes:
         raise ValueError(f"pack: `input_mode` must be one of {', '.join(modes)}, got {c.input_mode!r}")
     if c.input_mode == "static":
@@ -105,9 +105,9 @@ def validate_nibbles(c: W4Canonical) -> None:
             f"pack: `weight_packed` has shape {list(c.weight_packed.shape)}, expected [out, ceil(in / 8)] for "
             f"{c.in_features} inputs"
         )
-    if c.input_mode not in ("dynamic_symmetric", "float"):
+    if c.input_mode not in ("dynamic_symmetric", "dynamic_16bit"):
         raise ValueError(
-            f"pack: `input_mode` of four-bit layers is dynamic_symmetric (W4A8) or float (W4A16), got {c.input_mode!r}"
+            f"pack: `input_mode` of four-bit layers is dynamic_symmetric (W4A8) or dynamic_16bit (W4A16), got {c.input_mode!r}"
         )
     if c.weight_zero_point is not None and c.weight_min is not None:
         raise ValueError("pack: `weight_zero_point` and `weight_min` exclude each other")
@@ -129,8 +129,8 @@ def validate_bytes(c: W8Canonical) -> None:
         raise TypeError(f"pack: `weight` must be an int8 tensor, got {got}")
     if c.weight.dim() != 2 or 0 in c.weight.shape:
         raise ValueError(f"pack: `weight` must be [out, in] with no empty dimension, got shape {list(c.weight.shape)}")
-    if c.input_mode != "float":
-        raise ValueError(f"pack: `input_mode` of weight-only int8 layers is float (W8A16), got {c.input_mode!r}")
+    if c.input_mode != "dynamic_16bit":
+        raise ValueError(f"pack: `input_mode` of int8 weights in groups is dynamic_16bit (W8A16), got {c.input_mode!r}")
     _validate_groups(c)
 
 

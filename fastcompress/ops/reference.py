@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from . import checks, reference_groups, reference_layout
 from .arithmetic import epilogue, quantize_rows, quantize_static, real_epilogue
-from .arithmetic_w4 import linear_sums
+from .arithmetic_groups import linear_sums
 
 __all__ = [
     "conv2d_bsr",

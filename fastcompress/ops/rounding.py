@@ -38,7 +38,7 @@ def round_to_nearest(
             group.
         scale_dtype: float32, bfloat16 or float16; scales are rounded to it before the weights are.
         bias: float ``[out]`` of the layer, or None.
-        input_mode: see `W4Canonical`; by default ``"dynamic_symmetric"`` for four bits and ``"float"`` for eight.
+        input_mode: see `W4Canonical`; by default ``"dynamic_symmetric"`` for four bits, ``"dynamic_16bit"`` for eight.
         activation: a key of ``ACTIVATIONS``.
 
     Returns:
@@ -58,7 +58,7 @@ def round_to_nearest(
         scale = _storable(groups.abs().amax(-1) / 127.0, scale_dtype)
         values = torch.round(groups / scale.unsqueeze(-1)).clamp(-127, 127)
         flat = values.reshape(out, -1)[:, :inputs].to(torch.int8)
-        return W8Canonical(flat, scale.to(scale_dtype), own, size, input_mode or "float", activation)
+        return W8Canonical(flat, scale.to(scale_dtype), own, size, input_mode or "dynamic_16bit", activation)
     zero_point = None
     if symmetric:
         # The largest magnitude becomes 7.5 steps: both 7 and 8 of them are half a step from it.

@@ -84,7 +84,7 @@ def _try(root: nn.Module, plan: Plan) -> None:
 
 
 def _quantized_decision(job: Job, layer: QuantizedLayer | GroupQuantLinear) -> LayerDecision:
-    unmeasured = "for its size, not measured" if layer.input_mode == "float" else "not measured"
+    unmeasured = "for its size, not measured" if layer.input_mode == "dynamic_16bit" else "not measured"
     verdict = job.verdict
     reasons = [verdict.reason if verdict is not None else unmeasured]
     if job.fusion.held_back:

@@ -42,7 +42,7 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     conv = pack(canonical_conv2d(activation="hardswish"))
     image = _x(2, 2, 8, 9)
     w4 = pack(round_to_nearest(_x(20, 40), 16, activation="gelu"))
-    w4_float = pack(round_to_nearest(_x(20, 40), 16, symmetric=False, input_mode="float"))
+    w4_float = pack(round_to_nearest(_x(20, 40), 16, symmetric=False, input_mode="dynamic_16bit"))
     w8 = pack(W8Canonical(_u8(20, 40).view(torch.int8), _x(20, 3).abs() + 0.1, None, 16, activation="silu"))
     bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 12).round(), (16, 1)), None, "gelu"))
     conv_bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 27).round(), (1, 1)), _x(16), "silu", (3, 3)))

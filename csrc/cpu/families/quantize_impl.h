@@ -69,6 +69,31 @@ void run_widen(const void* x, DType dtype, int64_t count, float* out) {
     dtype == DType::bf16 ? widen_as<DType::bf16>(x, count, out) : widen_as<DType::f16>(x, count, out);
 }
 
+template <DType T>
+void split_as(const void* x, int64_t count, float inverse_scale, int8_t* high, int8_t* low) {
+    const auto bytes = [inverse_scale](Vec::F v, int8_t* h, int8_t* l) {
+        const Vec::I q = Vec::round(Vec::mul(v, Vec::set(inverse_scale)));
+        Vec::store_bytes(l, q);
+        Vec::store_bytes(h, Vec::shift_right_8(Vec::addi(q, Vec::seti(128))));
+    };
+    int64_t i = 0;
+    for (; i + Vec::width <= count; i += Vec::width) bytes(load_float<T>(x, i), high + i, low + i);
+    if (i < count) {
+        int8_t h[Vec::width], l[Vec::width];
+        bytes(load_float_tail<T>(x, i, count - i), h, l);
+        for (int64_t j = 0; i + j < count; ++j) {
+            high[i + j] = h[j];
+            low[i + j] = l[j];
+        }
+    }
+}
+
+void run_split(const void* x, DType dtype, int64_t count, float inverse_scale, int8_t* high, int8_t* low) {
+    if (dtype == DType::f32) return split_as<DType::f32>(x, count, inverse_scale, high, low);
+    if (dtype == DType::bf16) return split_as<DType::bf16>(x, count, inverse_scale, high, low);
+    split_as<DType::f16>(x, count, inverse_scale, high, low);
+}
+
 // Two independent running extremes hide the latency of min/max.
 struct Range {
     Vec::F lo, hi;

@@ -36,8 +36,8 @@ void check_spec(const LayerSpec& s) {
     require(s.weight_rank == 2 || s.weight_rank == 4, "pack_w8a8: weight must have 2 or 4 dimensions");
     require(s.weight_rank == 2 || s.input_mode == InputMode::per_tensor,
             "pack_w8a8: convolutions take static activations (input_mode 0) only");
-    require(s.grouped || s.input_mode != InputMode::real,
-            "pack_w8a8: float activations (input_mode 3) are for weights in groups (pack_w4, pack_w8)");
+    require(s.grouped || s.input_mode != InputMode::per_group_16bit,
+            "pack_w8a8: activations of 16 bits (input_mode 3) are for weights in groups (pack_w4, pack_w8)");
 }
 
 // Without column sums and scales, float weights need no room for them.
@@ -92,7 +92,7 @@ bool consistent(const BlobHeader& h, int64_t bytes) {
         return false;
     if (h.value_bits != 0 && h.value_bits != 4 && h.value_bits != 8) return false;
     if (is_grouped(h) ? !consistent_grouped(h)
-                      : h.input_mode == static_cast<int32_t>(InputMode::real) || h.group_size != 0 ||
+                      : h.input_mode == static_cast<int32_t>(InputMode::per_group_16bit) || h.group_size != 0 ||
                             h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0)
         return false;
     if (is_grouped(h) && (is_block_sparse(h) || has_real_weights(h))) return false;

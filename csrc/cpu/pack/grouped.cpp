@@ -23,10 +23,7 @@ struct Place {
     int shift;
 };
 Place place_of(const BlobHeader& h, int64_t n, int64_t k) {
-    const int64_t per_line = 32 / h.value_bits, lines = h.k_pad / per_line;
-    const int64_t panel = n / kPanel, block = panel / kPanelsTogether * kPanelsTogether;
-    const int64_t together = std::min(kPanelsTogether, h.panels - block);
-    const int64_t line = block * lines + k / per_line * together + panel - block;
+    const int64_t per_line = 32 / h.value_bits, line = n / kPanel * (h.k_pad / per_line) + k / per_line;
     return {line * kLineBytes + n % kPanel * 4 + k % 4, k % per_line < 4 ? 0 : 4};
 }
 
@@ -52,9 +49,9 @@ bool is_group_size(int64_t size, int64_t inputs) {
     return size >= 1 && size <= inputs && (size % kOctet == 0 || size == inputs);
 }
 
-// Eight-bit weights are for float activations.
+// Eight-bit weights are for activations of sixteen bits.
 bool is_mode(int32_t mode, int32_t bits) {
-    return mode == static_cast<int32_t>(InputMode::real) ||
+    return mode == static_cast<int32_t>(InputMode::per_group_16bit) ||
            (bits == 4 && mode == static_cast<int32_t>(InputMode::per_token_symmetric));
 }
 
@@ -80,8 +77,9 @@ void check_grouped(const LayerSpec& s) {
         refuse(n, "group_size is " + std::to_string(n.group_size) + ", it must be a multiple of 8, or all " +
                       std::to_string(s.in_channels) + " inputs");
     if (!is_mode(static_cast<int32_t>(s.input_mode), n.bits))
-        refuse(n, n.bits == 4 ? "activations are quantized by token, symmetric (input_mode 2), or float (3)"
-                              : "activations are float (input_mode 3)");
+        refuse(n, n.bits == 4
+                      ? "activations are quantized by token, symmetric (input_mode 2), or by group in 16 bits (3)"
+                      : "activations are quantized by group in 16 bits (input_mode 3)");
     if (n.row_bytes < ceil_div(s.in_channels * n.bits, 8)) refuse(n, "rows are too short for their inputs");
     if (!is_scale_type(static_cast<int32_t>(n.scale_dtype))) refuse(n, "scales are f32, bf16 or f16");
     if (n.zero_point && n.minimum) refuse(n, "zero points and minima exclude each other");

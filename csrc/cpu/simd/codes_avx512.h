@@ -1,4 +1,4 @@
-// Unsigned codes of four or eight bits as floats, on 512-bit registers; lanes are output channels.
+// Codes of four or eight bits times s8 activations with 512-bit registers; lanes are output channels.
 #pragma once
 
 #include <immintrin.h>
@@ -7,31 +7,36 @@
 
 namespace {
 
-struct Codes512 {
-    static Vec::I load(const uint8_t* p) { return _mm512_loadu_si512(p); }
-    template <int bits>
-    static Vec::I shift(Vec::I words) {
-        return _mm512_srli_epi32(words, bits);
+struct Codes512Base {
+    using Weights = __m512i;
+    using Inputs = __m512i;
+    static Weights mask(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+    static Weights low(const uint8_t* p) { return mask(_mm512_loadu_si512(p)); }
+    static Weights high(const uint8_t* p) { return mask(_mm512_srli_epi16(_mm512_loadu_si512(p), 4)); }
+    static Weights whole(const uint8_t* p) { return _mm512_loadu_si512(p); }
+    static void store(uint8_t* p, Weights w) { _mm512_storeu_si512(p, w); }
+    static Inputs broadcast(const int8_t* p) {
+        int32_t quad;
+        __builtin_memcpy(&quad, p, 4);
+        return _mm512_set1_epi32(quad);
     }
-    // The masked bits as part of a mantissa: (words & mask) | exponent.
-    static Vec::F place(Vec::I words, int32_t mask, int32_t exponent) {
-        constexpr int kAndOr = 0xea;
-        return _mm512_castsi512_ps(
-            _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(mask), _mm512_set1_epi32(exponent), kAndOr));
+    static Vec::I load_bytes(const uint8_t* p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
-    static Vec::F multiply_add(Vec::F a, Vec::F b, Vec::F c) { return _mm512_fmadd_ps(a, b, c); }
-    // q - zero of the sixteen codes q of four bits; look_up reads the low four bits of each word.
-    static constexpr bool has_table = true;
-    using Table = Vec::F;
-    static Table table(float zero) {
-        const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        return _mm512_sub_ps(_mm512_cvtepi32_ps(codes), _mm512_set1_ps(zero));
+    static void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+};
+
+// vpmaddubsw does not saturate here: 15 * 128 * 2 is far below 2^15.
+struct CodesMadd512 : Codes512Base {
+    static Vec::I dot(Vec::I acc, Weights w, Inputs a) {
+        return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, a), _mm512_set1_epi16(1)));
     }
-    static Vec::F look_up(Table t, Vec::I words) { return _mm512_permutexvar_ps(words, t); }
-    static Vec::F load_bytes(const uint8_t* p) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    // Codes of eight bits would saturate: their nibbles one after the other.
+    static Vec::I dot_bytes(Vec::I acc, Weights w, Inputs a) {
+        const Weights high = mask(_mm512_srli_epi16(w, 4));
+        return _mm512_add_epi32(dot(acc, mask(w), a),
+                                _mm512_madd_epi16(_mm512_maddubs_epi16(high, a), _mm512_set1_epi16(16)));
     }
-    static void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Unsigned codes of four or eight bits as floats, in plain C++; lanes are output channels.
+// Codes of four or eight bits times s8 activations in plain C++; lanes are output channels.
 #pragma once
 
 #include "vec_generic.h"
@@ -6,30 +6,41 @@
 namespace {
 
 struct CodesGeneric {
-    static Vec::I load(const uint8_t* p) {
-        Vec::I words;
-        __builtin_memcpy(words.v, p, sizeof words.v);
-        return words;
+    struct Weights {
+        uint8_t v[4 * Vec::width];
+    };
+    struct Inputs {
+        int8_t v[4];
+    };
+    // Inputs 0..3, or 4..7, of Vec::width channels.
+    static Weights low(const uint8_t* p) {
+        Weights w;
+        for (int i = 0; i < 4 * Vec::width; ++i) w.v[i] = p[i] & 15;
+        return w;
     }
-    template <int bits>
-    static Vec::I shift(Vec::I words) {
+    static Weights high(const uint8_t* p) {
+        Weights w;
+        for (int i = 0; i < 4 * Vec::width; ++i) w.v[i] = p[i] >> 4;
+        return w;
+    }
+    static Weights whole(const uint8_t* p) {
+        Weights w;
+        for (int i = 0; i < 4 * Vec::width; ++i) w.v[i] = p[i];
+        return w;
+    }
+    static void store(uint8_t* p, const Weights& w) {
+        for (int i = 0; i < 4 * Vec::width; ++i) p[i] = w.v[i];
+    }
+    static Inputs broadcast(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static Vec::I dot(Vec::I acc, const Weights& w, const Inputs& a) {
         for (int l = 0; l < Vec::width; ++l)
-            words.v[l] = static_cast<int32_t>(static_cast<uint32_t>(words.v[l]) >> bits);
-        return words;
+            for (int i = 0; i < 4; ++i) acc.v[l] += w.v[4 * l + i] * a.v[i];
+        return acc;
     }
-    static constexpr bool has_table = false;
-    // The masked bits as part of a mantissa: (words & mask) | exponent.
-    static Vec::F place(const Vec::I& words, int32_t mask, int32_t exponent) {
-        Vec::F r;
-        for (int l = 0; l < Vec::width; ++l) r.v[l] = bits_float(static_cast<uint32_t>((words.v[l] & mask) | exponent));
-        return r;
-    }
-    static Vec::F multiply_add(const Vec::F& a, const Vec::F& b, const Vec::F& c) {
-        return Vec::add(Vec::mul(a, b), c);
-    }
-    static Vec::F load_bytes(const uint8_t* p) {
-        Vec::F r;
-        for (int l = 0; l < Vec::width; ++l) r.v[l] = static_cast<float>(p[l]);
+    static Vec::I dot_bytes(Vec::I acc, const Weights& w, const Inputs& a) { return dot(acc, w, a); }
+    static Vec::I load_bytes(const uint8_t* p) {
+        Vec::I r;
+        for (int l = 0; l < Vec::width; ++l) r.v[l] = p[l];
         return r;
     }
     static void fetch(const uint8_t*) {}

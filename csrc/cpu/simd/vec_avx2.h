@@ -58,6 +58,13 @@ struct Vec {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                             _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(flip))));
     }
+    // The low byte of each lane.
+    static void store_bytes(int8_t* p, I a) {
+        const __m256i quads = _mm256_shuffle_epi8(
+            a, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                         _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1)));
+    }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -75,6 +82,7 @@ struct Vec {
     static I addi(I a, I b) { return _mm256_add_epi32(a, b); }
     static I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
     static I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
+    static I shift_right_8(I a) { return _mm256_srai_epi32(a, 8); }
     static I maxi(I a, I b) { return _mm256_max_epi32(a, b); }
     static F exp2i(I n) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));

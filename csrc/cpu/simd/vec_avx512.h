@@ -52,6 +52,10 @@ struct Vec {
         const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
         _mm512_storeu_si512(p, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(flip))));
     }
+    // The low byte of each lane.
+    static void store_bytes(int8_t* p, I a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+    }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -69,6 +73,7 @@ struct Vec {
     static I addi(I a, I b) { return _mm512_add_epi32(a, b); }
     static I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
     static I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
+    static I shift_right_8(I a) { return _mm512_srai_epi32(a, 8); }
     static I maxi(I a, I b) { return _mm512_max_epi32(a, b); }
     static F exp2i(I n) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));

@@ -65,6 +65,8 @@ struct Vec {
         store_u8(p + 2 * width, c, zero_point, flip);
         store_u8(p + 3 * width, d, zero_point, flip);
     }
+    // The low byte of each lane.
+    static void store_bytes(int8_t* p, I a) { FC_LANES p[l] = static_cast<int8_t>(a.v[l]); }
     static F add(F a, F b) {
         FC_LANES a.v[l] = a.v[l] + b.v[l];
         return a;
@@ -129,6 +131,10 @@ struct Vec {
     }
     static I muli(I a, I b) {
         FC_LANES a.v[l] = wrap(static_cast<uint32_t>(a.v[l]) * static_cast<uint32_t>(b.v[l]));
+        return a;
+    }
+    static I shift_right_8(I a) {
+        FC_LANES a.v[l] >>= 8;
         return a;
     }
     static I maxi(I a, I b) {

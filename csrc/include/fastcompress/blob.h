@@ -29,12 +29,7 @@
 //     low nibble of byte  4n + i  of a line:  input i      of channel n     i in 0..3
 //     high nibble                             input i + 4
 //
-// and one of eight bits four ("n16k4"): byte 4n + i is input i of channel n. Four panels lie together, their lines in turn, so that a
-// kernel that works on all four reads memory from one end to the other:
-//
-//     | line 0 of panel 0, 1, 2, 3 | line 1 of panel 0, 1, 2, 3 | ... | line 0 of panel 4, 5, 6, 7 | ...
-//
-// (The last panels may be fewer than four.)
+// and one of eight bits four ("n16k4"): byte 4n + i is input i of channel n.
 //
 // Scales, zero points (u8) and minima (f32) are [panel][group][16].
 #pragma once
@@ -179,7 +174,7 @@ inline const uint8_t* blob_index(const BlobHeader& h) { return reinterpret_cast<
 inline bool is_linear(const BlobHeader& h) { return h.weight_rank == 2; }
 inline bool is_grouped(const BlobHeader& h) { return h.value_bits != 0; }
 inline bool is_four_bit(const BlobHeader& h) { return h.value_bits == 4; }
-constexpr int64_t kLineBytes = 64, kPanelsTogether = 4;
+constexpr int64_t kLineBytes = 64;
 inline int64_t group_count(const BlobHeader& h) { return ceil_div(h.in_channels, h.group_size); }
 inline bool has_real_weights(const BlobHeader& h) { return h.value_dtype != static_cast<int32_t>(DType::s8); }
 // Bytes of a stored block, and of an entry of the index.

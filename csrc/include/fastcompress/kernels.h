@@ -128,81 +128,49 @@ constexpr int64_t kSparseFewRows = 4;
 using InterleaveFunction = void (*)(const uint8_t* from, int64_t stride, int64_t rows, int64_t words, int64_t width,
                                     uint8_t* out);
 
-// Four-bit products: rows of s8 activations times the nibbles of panels [panel0, panel1), in float32. For row m and channel n
+// Products of weights in groups: rows of s8 activations times the codes of panels [panel0, panel1), in float32. Activations of eight
+// bits are one row each, those of sixteen two: high bytes, low bytes (a = 256 high + low). For row m and channel n
 //
-//     v = 0;  for each group g in order:  v = v + float(sum_k (q[n,k] - z[n,g]) a[m,k]) * scale[n,g]
-//                                         v = v + float(sum_k a[m,k]) * minimum[n,g]                  with minima (z = 0)
-//     v = v * row_scale[m]
+//     v = 0;  for each group g in order:  S = sum_k (q[n,k] - z[n,g]) a[m,k], of each row exact int32
+//         eight bits:    v = v + float(S) * scale[n,g]
+//                        v = v + float(sum_k a[m,k]) * minimum[n,g]                                            with minima (z = 0)
+//         sixteen bits:  v = v + ((float(S high) * 256 + float(S low)) * scale[n,g]) * a_scale[m,g]
+//                        v = v + ((float(sum_k high) * 256 + float(sum_k low)) * minimum[n,g]) * a_scale[m,g]
+//     eight bits:  v = v * a_scale[m]
 //
-// Sums of a group are exact int32; the float32 operations are these, in this order, on every ISA. The layout is blob.h's.
-struct NibbleProduct {
-    const int8_t* a;  // zeros from K to the end of the last eight inputs
-    int64_t rows, a_stride;
+// The float32 operations are these, in this order, on every ISA. The layout is blob.h's; q is the stored code, `zero` is z where it is
+// the same everywhere: 8, or 128 for codes of eight bits.
+struct GroupedProduct {
+    const int8_t* a;         // zeros from K to the end of the last eight inputs
+    int64_t rows, a_stride;  // rows: of s8
     const int32_t* sums;     // [rows, groups]: of a group's activations
-    const float* row_scale;  // [rows]
+    const float* a_scale;    // [rows], or [rows / 2, groups]
     const uint8_t* w;
     const void* scale;
     DType scale_dtype;
-    const uint8_t* zero_point;  // null: 8, or a minimum
+    int32_t zero;               // 0 with zero points and minima
+    const uint8_t* zero_point;  // null: none
     const float* minimum;       // null: none
     int64_t octets, group_octets, groups;
-    int64_t panels;  // of all
     int64_t panel0, panel1, channels;
-    float* c;        // scratch of kNibbleScratchElements
-    uint8_t* bytes;  // scratch of kNibbleScratchBytes
+    float* c;        // scratch of kGroupedScratchElements
+    uint8_t* bytes;  // scratch of kGroupedScratchBytes
     EpilogueFunction finish;
     const Epilogue* epilogue;
     int64_t row0;
 };
-constexpr int64_t kNibbleBlockRows = 96, kNibbleBlockOctets = 32;  // rows and inputs of a group that are taken together
-constexpr int64_t kNibbleScratchElements = kNibbleBlockRows * 64;
-constexpr int64_t kNibbleScratchBytes = kNibbleBlockOctets * 8 * 64;
+constexpr int64_t kGroupedBlockRows = 96,
+                  kGroupedBlockOctets = 32;  // rows and inputs of a group that are taken together
+constexpr int64_t kGroupedScratchElements = kGroupedBlockRows * 64;
+constexpr int64_t kGroupedScratchBytes = kGroupedBlockOctets * 8 * 64;
 
-// What one ISA has for four-bit weights.
-struct NibbleTable {
-    void (*product)(const NibbleProduct&);
+// What one ISA has for weights in groups: codes of four or eight bits, activations of eight or sixteen.
+struct GroupedTable {
+    void (*w4a8)(const GroupedProduct&);
+    void (*w4a16)(const GroupedProduct&);
+    void (*w8a16)(const GroupedProduct&);
     const char* name;
-    int64_t rows;    // that are multiplied together
-    int64_t panels;  // likewise
-};
-
-// Weight-only products: rows of float32 activations times the codes of panels [panel0, panel1), in float32. For row m and channel n
-//
-//     v = 0;  for each group g in order:  s = 0;  s = s + a[m,k] * (q[n,k] - zero)   for its inputs, word by word (blob.h)
-//                                         s = s + (zero - z[n,g]) * sums[m,g]                      with zero points
-//                                         v = v + s * scale[n,g]
-//                                         v = v + sums[m,g] * minimum[n,g]                         with minima
-//
-// q is the stored code; `zero`, which makes q - zero small, is 8 or (eight bits) 128, 0 with minima. q - zero is exact. "+ *" is one
-// fused operation on every ISA but generic, where it is two. Neither order nor operations depend on the tile: what a row gives
-// depends on the ISA only, not on the other rows.
-struct WeightOnlyProduct {
-    const float* a;          // zeros from K to the end of the last eight inputs
-    int64_t rows, a_stride;  // stride: elements
-    const float* sums;       // [rows, groups]: of a group's activations; with zero points and minima only
-    const uint8_t* w;
-    const void* scale;
-    DType scale_dtype;
-    float zero;
-    const uint8_t* zero_point;  // four-bit weights only
-    const float* minimum;       // null: none
-    int64_t octets, group_octets, groups;
-    int64_t panels;  // of all
-    int64_t panel0, panel1, channels;
-    float* c;  // scratch of kNibbleScratchElements
-    EpilogueFunction finish;
-    const Epilogue* epilogue;
-    int64_t row0;
-};
-
-// What one ISA has for weights whose activations stay float.
-struct WeightOnlyTable {
-    void (*four)(const WeightOnlyProduct&);   // four-bit codes
-    void (*eight)(const WeightOnlyProduct&);  // bytes
-    const char* name;
-    int64_t rows;          // that are multiplied together
-    int64_t panels;        // likewise
-    int64_t panels_alone;  // with a single row
+    int64_t panels;  // that are multiplied together
 };
 
 // What one ISA has for sparse weights.
@@ -234,8 +202,7 @@ struct KernelTable {
     void (*depthwise)(const DepthwiseRow&);
 
     SparseTable sparse;
-    NibbleTable nibbles;
-    WeightOnlyTable weight_only;
+    GroupedTable grouped;
 
     EpilogueFunction epilogue;
 
@@ -246,6 +213,9 @@ struct KernelTable {
 
     // bf16 or f16 to f32.
     void (*widen)(const void* x, DType dtype, int64_t count, float* out);
+
+    // q = rint(x[i] * inverse_scale), which must fit 16 bits: q = 256 high[i] + low[i]. x: f32, bf16, f16.
+    void (*split)(const void* x, DType dtype, int64_t count, float inverse_scale, int8_t* high, int8_t* low);
 
     // lo = min(0, min x), hi = max(0, max x); returns false (lo, hi unspecified) when x holds a NaN or an infinity.
     bool (*range)(const void* x, DType dtype, int64_t count, float* lo, float* hi);

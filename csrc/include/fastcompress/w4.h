@@ -5,12 +5,12 @@
 
 namespace fastcompress {
 
-// Input: f32, bf16 or f16. Where the blob's input mode is `real` it is widened to f32 and all sums are float32, in an order that is
-// kernels.h's (WeightOnlyProduct): the same for every number of rows and threads, not for every ISA. Else it is quantized to s8 row by row. Integer sums of groups are exact, float32 sums of them are in the order
-// that kernels.h says, so the output is the same on every ISA and number of threads.
+// Input: f32, bf16 or f16. The blob's input mode says how it is quantized: to 8 bits row by row, or to 16 bits group by group (a value is
+// then off by at most 1/65278 of the largest magnitude in its group). Integer sums of groups are exact, float32 sums of them are in the
+// order that kernels.h says, so the output is the same on every ISA and number of threads. A row that holds NaN or infinity gives NaN.
 void linear_w4(const BlobHeader& blob, const LinearCall& call);
 
-// Eight-bit weights; input mode `real` only.
+// Eight-bit weights, activations of 16 bits.
 void linear_w8(const BlobHeader& blob, const LinearCall& call);
 
 struct EmbeddingCall {

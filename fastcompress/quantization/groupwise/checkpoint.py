@@ -160,7 +160,7 @@ def _result(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         part["bias"],
         entry["in_features"],
         entry["group_size"],
-        "float",
+        "dynamic_16bit",
         part["weight_zero_point"],
         part["weight_min"],
     )

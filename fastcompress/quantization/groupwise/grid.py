@@ -134,7 +134,7 @@ class Quantized:
         return [Quantized(v, GroupParams(scale, zero, low), self.grid) for v, scale, zero, low in parts]
 
     def canonical(
-        self, bias: Tensor | None = None, input_mode: str = "float", activation: str = "none"
+        self, bias: Tensor | None = None, input_mode: str = "dynamic_16bit", activation: str = "none"
     ) -> W4Canonical | W8Canonical:
         """The portable form of a linear layer with this weight."""
         own = None if bias is None else bias.detach().to(torch.float32)

@@ -38,10 +38,10 @@ def test_the_canonical_form_is_the_same_weight(
     grid = GroupGrid(8 if kind == "eight" else 4, size, kind in ("symmetric", "eight"), scale_dtype)
     weight, bias = normal(out, inputs), normal(out, seed=1)
     found = hqq(weight, grid) if kind == "minimum" else rtn(weight, grid, search="mse")
-    c = found.canonical(bias, "float", "relu")
+    c = found.canonical(bias, "dynamic_16bit", "relu")
     assert torch.equal(c.dequantize(), found.dequantize())
     assert isinstance(c, W8Canonical if kind == "eight" else W4Canonical)
-    assert (c.input_mode, c.activation, c.weight_scale.dtype) == ("float", "relu", scale_dtype)
+    assert (c.input_mode, c.activation, c.weight_scale.dtype) == ("dynamic_16bit", "relu", scale_dtype)
     assert c.bias is not None
     assert torch.equal(c.bias, bias)
     if isinstance(c, W4Canonical):

@@ -1,7 +1,7 @@
 // Four-bit products of many rows: each group's nibbles become bytes once, then all rows run over them.
 //
-//     for each block of kBlockRows rows:  for each group:  nibbles of NP panels to bytes [quad][NV vectors], in L1
-//                                                          for each tile of MR rows: products, then its float sums
+//     for each block of rows:  for each group:  nibbles of NP panels to bytes [quad][NV vectors], in L1
+//                                               for each tile of MR rows: products, then its float sums
 //
 // The float sums of a block lie in L1 or L2: 96 rows of 64 channels take 24 KiB, a group of 128 inputs 8 KiB of bytes.
 #pragma once
@@ -10,25 +10,24 @@
 
 namespace {
 
-using fastcompress::kNibbleBlockOctets;
-using fastcompress::kNibbleBlockRows;
+using fastcompress::kGroupedBlockOctets;
+using fastcompress::kGroupedBlockRows;
 
 constexpr int64_t kManyRows = 12;  // from here on, tiles enough share the bytes
-constexpr int64_t kBlockOctets = kNibbleBlockOctets;
 
-// Group `g`, octets [octet, end), of NP panels to p.bytes.
+// Octets [octet, end) of NP panels to p.bytes.
 template <class N, int NP>
-void expand_group(const NibbleProduct& p, int64_t panel, int64_t octet, int64_t end) {
+void expand_group(const GroupedProduct& p, int64_t panel, int64_t octet, int64_t end) {
     constexpr int NV = NP * kVectorsPerPanel, kBytes = 4 * Vec::width;
-    const int64_t panel_bytes = p.octets * kOctetBytes;
+    const int64_t panel_bytes = p.octets * kLineBytes;
     const uint8_t* const w = p.w + panel * panel_bytes;
     uint8_t* out = p.bytes;
     for (; octet < end; ++octet, out += 2 * NV * kBytes) {
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
             const uint8_t* from =
-                w + v / kVectorsPerPanel * panel_bytes + octet * kOctetBytes + v % kVectorsPerPanel * kBytes;
-            if (v % kVectorsPerPanel == 0) N::fetch(from + kNibbleFetch);
+                w + v / kVectorsPerPanel * panel_bytes + octet * kLineBytes + v % kVectorsPerPanel * kBytes;
+            if (v % kVectorsPerPanel == 0) N::fetch(from + kLineFetch);
             N::store(out + v * kBytes, N::low(from));
             N::store(out + (NV + v) * kBytes, N::high(from));
         }
@@ -36,8 +35,8 @@ void expand_group(const NibbleProduct& p, int64_t panel, int64_t octet, int64_t 
 }
 
 // MR rows times the bytes of one group.
-template <class N, int MR, int NV>
-void byte_tile(const NibbleProduct& p, int64_t panel, int64_t row, int64_t g, int64_t octets, float* sums) {
+template <class N, int rows_each, int MR, int NV>
+void expanded_tile(const GroupedProduct& p, int64_t panel, int64_t row, int64_t g, int64_t octets, float* sums) {
     constexpr int kBytes = 4 * Vec::width;
     const int8_t* a = p.a + row * p.a_stride + g * p.group_octets * 8;
     const uint8_t* w = p.bytes;
@@ -57,24 +56,24 @@ void byte_tile(const NibbleProduct& p, int64_t panel, int64_t row, int64_t g, in
             for (int v = 0; v < NV; ++v) sum[m][v] = N::dot(sum[m][v], weights[v], inputs);
         }
     }
-    close_group<N, MR, NV>(p, panel, row, g, sum, sums);
+    close_group<N, rows_each, MR, NV>(p, panel, row, g, sum, sums);
 }
 
-template <class N, int MR, int NP>
-void nibble_block(const NibbleProduct& p, int64_t panel) {
+template <class N, int rows_each, int MR, int NP>
+void grouped_block(const GroupedProduct& p, int64_t panel) {
     constexpr int NV = NP * kVectorsPerPanel;
-    for (int64_t row0 = 0; row0 < p.rows; row0 += kNibbleBlockRows) {
-        const int64_t end = row0 + kNibbleBlockRows < p.rows ? row0 + kNibbleBlockRows : p.rows;
-        clear_sums<NV>(p.c, end - row0);
+    for (int64_t row0 = 0; row0 < p.rows; row0 += kGroupedBlockRows) {
+        const int64_t end = row0 + kGroupedBlockRows < p.rows ? row0 + kGroupedBlockRows : p.rows;
+        clear_sums<NV>(p.c, (end - row0) / rows_each);
         for (int64_t g = 0, octet = 0; g < p.groups; ++g, octet += p.group_octets) {
             const int64_t last = octet + p.group_octets < p.octets ? octet + p.group_octets : p.octets;
             expand_group<N, NP>(p, panel, octet, last);
-            for_each_tile<MR>(row0, end, [&](auto count, int64_t row) {
-                byte_tile<N, decltype(count)::value, NV>(p, panel, row, g, last - octet,
-                                                         p.c + (row - row0) * NV * Vec::width);
+            for_each_tile<rows_each, MR>(row0, end, [&](auto count, int64_t row) {
+                float* sums = p.c + (row - row0) / rows_each * NV * Vec::width;
+                expanded_tile<N, rows_each, decltype(count)::value, NV>(p, panel, row, g, last - octet, sums);
             });
         }
-        finish_rows<NP>(p, panel, row0, end - row0);
+        finish_rows<rows_each, NP>(p, panel, row0, end - row0);
     }
 }
 

@@ -1,0 +1,231 @@
+// Products of weights in groups, of include/fastcompress/kernels.h, GroupedProduct, written over a class of codes.
+//
+// A tile is MR rows of s8 times NV vectors of channels. Its integer sums of one group stay in registers; at the end of a group they
+// join the float sums, which lie in L1. Codes are the unsigned operand: splitting a byte into nibbles costs a shift and two masks,
+// which many rows share (grouped_block_impl.h). Activations of 16 bits are two rows each, high and low bytes, that meet when a group
+// ends: twice the products of s8 activations, and nothing else.
+#pragma once
+
+#include "fastcompress/kernels.h"
+
+namespace {
+
+using fastcompress::DType;
+using fastcompress::GroupedProduct;
+using fastcompress::kPanel;
+
+constexpr int64_t kLineBytes = 64;    // a word of each channel of a panel
+constexpr int64_t kLineFetch = 1024;  // bytes ahead of the reads, in each panel
+constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
+constexpr int kEnoughChains = 8;  // of dependent products: with fewer, low and high nibbles get sums of their own
+
+inline Vec::F load_scale(const void* base, DType dtype, int64_t element) {
+    if (dtype == DType::f32) return Vec::load(static_cast<const float*>(base) + element);
+    const uint16_t* half = static_cast<const uint16_t*>(base) + element;
+    return dtype == DType::bf16 ? Vec::load_bf16(half) : Vec::load_f16(half);
+}
+
+// What the sums of a group start from, in row `row`: zero points are taken off here where they are all the same.
+inline Vec::I first_sum(const GroupedProduct& p, int64_t row, int64_t g) {
+    return Vec::seti(-p.zero * p.sums[row * p.groups + g]);
+}
+
+// The value of row `row`, of the activations', from its sums: one row, or the high and the low bytes.
+template <int rows_each>
+__attribute__((always_inline)) inline Vec::F joined(const Vec::I* sum, int next) {
+    if constexpr (rows_each == 1) return Vec::to_float(sum[0]);
+    return Vec::add(Vec::mul(Vec::to_float(sum[0]), Vec::set(256.0f)), Vec::to_float(sum[next]));
+}
+
+// Adds the sums of group `g` to the float sums of a tile, at `sums`, a row's vectors side by side.
+template <class N, int rows_each, int MR, int NV>
+__attribute__((always_inline)) inline void close_group(const GroupedProduct& p, int64_t panel, int64_t row, int64_t g,
+                                                       Vec::I (&sum)[MR][NV], float* sums) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+        const int64_t at = ((panel + v / kVectorsPerPanel) * p.groups + g) * kPanel + v % kVectorsPerPanel * Vec::width;
+        const Vec::F scale = load_scale(p.scale, p.scale_dtype, at);
+        if (p.zero_point) {
+            const Vec::I zero = N::load_bytes(p.zero_point + at);
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; ++m)
+                sum[m][v] = Vec::subi(sum[m][v], Vec::muli(zero, Vec::seti(p.sums[(row + m) * p.groups + g])));
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; m += rows_each) {
+            float* c = sums + (m / rows_each * NV + v) * Vec::width;
+            Vec::F part = Vec::mul(joined<rows_each>(&sum[m][v], NV), scale);
+            if constexpr (rows_each == 2) part = Vec::mul(part, Vec::set(p.a_scale[(row + m) / 2 * p.groups + g]));
+            Vec::store(c, Vec::add(Vec::load(c), part));
+        }
+        if (!p.minimum) continue;
+        const Vec::F minimum = Vec::load(p.minimum + at);
+        for (int m = 0; m < MR; m += rows_each) {
+            float* c = sums + (m / rows_each * NV + v) * Vec::width;
+            const int32_t* inputs = p.sums + (row + m) * p.groups + g;
+            const Vec::I both[2] = {Vec::seti(inputs[0]), Vec::seti(rows_each == 2 ? inputs[p.groups] : 0)};
+            Vec::F part = Vec::mul(joined<rows_each>(both, 1), minimum);
+            if constexpr (rows_each == 2) part = Vec::mul(part, Vec::set(p.a_scale[(row + m) / 2 * p.groups + g]));
+            Vec::store(c, Vec::add(Vec::load(c), part));
+        }
+    }
+}
+
+// Sets the float sums of `rows` rows to zero.
+template <int NV>
+void clear_sums(float* sums, int64_t rows) {
+    for (int64_t i = 0; i < rows * NV; ++i) Vec::store(sums + i * Vec::width, Vec::set(0.0f));
+}
+
+// MR rows times one line of four-bit codes: eight inputs.
+template <class N, int MR, int NV, bool two>
+__attribute__((always_inline)) inline void nibble_line(const int8_t* a, int64_t stride,
+                                                       const uint8_t* const (&from)[NV], Vec::I (&sum)[MR][NV],
+                                                       Vec::I (&other)[MR][NV]) {
+    // All weights, then one row's inputs at a time: with sums and weights in registers there is room for no more.
+    typename N::Weights weights[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) weights[v] = N::low(from[v]);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+        const typename N::Inputs inputs = N::broadcast(a + m * stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) sum[m][v] = N::dot(sum[m][v], weights[v], inputs);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) weights[v] = N::high(from[v]);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+        const typename N::Inputs inputs = N::broadcast(a + m * stride + 4);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+            Vec::I& to = two ? other[m][v] : sum[m][v];
+            to = N::dot(to, weights[v], inputs);
+        }
+    }
+}
+
+// MR rows times one line of eight-bit codes: four inputs.
+template <class N, int MR, int NV>
+__attribute__((always_inline)) inline void byte_line(const int8_t* a, int64_t stride, const uint8_t* const (&from)[NV],
+                                                     Vec::I (&sum)[MR][NV]) {
+    typename N::Weights weights[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) weights[v] = N::whole(from[v]);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+        const typename N::Inputs inputs = N::broadcast(a + m * stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) sum[m][v] = N::dot_bytes(sum[m][v], weights[v], inputs);
+    }
+}
+
+// One tile: its sums to p.c, a row's vectors side by side.
+template <class N, int bits, int rows_each, int MR, int NV>
+void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
+    constexpr bool two = bits == 4 && MR * NV < kEnoughChains;
+    constexpr int64_t inputs = 32 / bits, lines_each = 8 / inputs;  // of a line; of eight inputs
+    const int64_t panel_bytes = p.octets * lines_each * kLineBytes;
+    const uint8_t* const w = p.w + panel * panel_bytes;
+    const int8_t* const a = p.a + row * p.a_stride;
+    clear_sums<NV>(p.c, MR / rows_each);
+    for (int64_t g = 0, line = 0; g < p.groups; ++g) {
+        const int64_t all = p.octets * lines_each, next = line + p.group_octets * lines_each;
+        const int64_t end = next < all ? next : all;
+        Vec::I sum[MR][NV], other[MR][NV];
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) {
+                sum[m][v] = first_sum(p, row + m, g);
+                other[m][v] = Vec::seti(0);
+            }
+        for (; line < end; ++line) {
+            const uint8_t* from[NV];
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) {
+                from[v] =
+                    w + v / kVectorsPerPanel * panel_bytes + line * kLineBytes + v % kVectorsPerPanel * 4 * Vec::width;
+                if (v % kVectorsPerPanel == 0) N::fetch(from[v] + kLineFetch);
+            }
+            if constexpr (bits == 4)
+                nibble_line<N, MR, NV, two>(a + inputs * line, p.a_stride, from, sum, other);
+            else
+                byte_line<N, MR, NV>(a + inputs * line, p.a_stride, from, sum);
+        }
+        if constexpr (two) {
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) sum[m][v] = Vec::addi(sum[m][v], other[m][v]);
+        }
+        close_group<N, rows_each, MR, NV>(p, panel, row, g, sum, p.c);
+    }
+}
+
+// The epilogue of `rows` rows of s8 whose sums lie in p.c.
+template <int rows_each, int NP>
+void finish_rows(const GroupedProduct& p, int64_t panel, int64_t row, int64_t rows) {
+    constexpr int NV = NP * kVectorsPerPanel;
+    row /= rows_each;
+    rows /= rows_each;
+    for (int64_t m = 0; rows_each == 1 && m < rows; ++m) {
+        const Vec::F scale = Vec::set(p.a_scale[row + m]);
+        for (int v = 0; v < NV; ++v) {
+            float* c = p.c + (m * NV + v) * Vec::width;
+            Vec::store(c, Vec::mul(Vec::load(c), scale));
+        }
+    }
+    const int64_t first = panel * kPanel, left = p.channels - first;
+    p.finish(*p.epilogue, reinterpret_cast<const int32_t*>(p.c), NP * kPanel, p.row0 + row, rows, first,
+             left < NP * kPanel ? left : NP * kPanel);
+}
+
+template <int M>
+struct Count {
+    static constexpr int value = M;
+};
+
+// Calls f(Count<M>, row) for tiles of MR rows, then for what is left over, in the largest tiles that fit.
+template <int rows_each, int MR, class F>
+__attribute__((always_inline)) inline void for_each_tile(int64_t row, int64_t end, const F& f) {
+    for (; row + MR <= end; row += MR) f(Count<MR>(), row);
+    if constexpr (MR > 4)
+        for (; row + 4 <= end; row += 4) f(Count<4>(), row);
+    if constexpr (MR > 2)
+        for (; row + 2 <= end; row += 2) f(Count<2>(), row);
+    if constexpr (MR > 1 && rows_each == 1)
+        for (; row < end; ++row) f(Count<1>(), row);
+}
+
+}  // namespace
+
+#include "grouped_block_impl.h"
+
+namespace {
+
+template <class N, int bits, int rows_each, int MR, int NP>
+void grouped_panels(const GroupedProduct& p, int64_t panel) {
+    if constexpr (bits == 4) {
+        if (p.rows >= kManyRows && p.group_octets <= kGroupedBlockOctets) {
+            grouped_block<N, rows_each, MR, NP>(p, panel);
+            return;
+        }
+    }
+    for_each_tile<rows_each, MR>(0, p.rows, [&](auto count, int64_t row) {
+        constexpr int M = decltype(count)::value;
+        grouped_tile<N, bits, rows_each, M, NP * kVectorsPerPanel>(p, panel, row);
+        finish_rows<rows_each, NP>(p, panel, row, M);
+    });
+}
+
+// bits: of a code. rows_each: rows of s8 that make one row of activations, 1 or 2.
+template <class N, int bits, int rows_each, int MR, int NP>
+void grouped_product(const GroupedProduct& p) {
+    static_assert(MR % rows_each == 0, "a row's bytes are in one tile");
+    int64_t panel = p.panel0;
+    for (; panel + NP <= p.panel1; panel += NP) grouped_panels<N, bits, rows_each, MR, NP>(p, panel);
+    for (; panel < p.panel1; ++panel) grouped_panels<N, bits, rows_each, MR, 1>(p, panel);
+}
+
+}  // namespace

@@ -1,0 +1,174 @@
+// linear_w4, linear_w8: quantize the rows to 8 bits by row or to 16 by group, then products of weights in groups (kernels.h,
+// GroupedProduct).
+//
+// Threads share out panels, each runs through all rows: weights are read from memory once.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "dispatch.h"
+#include "epilogue_setup.h"
+#include "fastcompress/w4.h"
+#include "gemm_driver.h"
+#include "quantize.h"
+#include "workspace.h"
+
+namespace fastcompress {
+namespace {
+
+constexpr int64_t kTasksPerThread = 16;
+constexpr size_t kScratch = static_cast<size_t>(kGroupedScratchElements) * sizeof(float) + kGroupedScratchBytes;
+constexpr uint8_t kSignBit = 0x80;
+constexpr float kSmallestScale = 0x1p-100f;
+constexpr float kLargest16 = 127 * 257;  // high and low bytes of it and of all below are in [-128, 127]
+constexpr int64_t kStagger = 64;         // bytes: rows a power of two apart would meet in the same sets of L1
+
+bool is_16bit(const BlobHeader& h) { return static_cast<InputMode>(h.input_mode) == InputMode::per_group_16bit; }
+
+// The rows of a call as s8, one each or two (high and low bytes), with their scales and the sums of their groups.
+struct SignedRows {
+    SignedRows(const BlobHeader& h, int64_t count, Workspace& w)
+        : wide(is_16bit(h)),
+          each(wide ? 2 : 1),
+          inputs(h.in_channels),
+          stride(h.k_pad + kStagger),
+          groups(group_count(h)),
+          group_size(h.group_size) {
+        values = w.take_array<int8_t>(count * each * stride);
+        scale = w.take_array<float>(count * (wide ? groups : 1));
+        sums = w.take_array<int32_t>(count * each * groups);
+    }
+    static size_t bytes(const BlobHeader& h, int64_t count) {
+        const int64_t each = is_16bit(h) ? 2 : 1, groups = group_count(h);
+        const auto size = [count](int64_t one) { return Workspace::size(static_cast<size_t>(count * one)); };
+        return size(each * (h.k_pad + kStagger)) + size(4 * (is_16bit(h) ? groups : 1)) + size(4 * each * groups);
+    }
+
+    void prepare(const KernelTable& table, const LinearCall& call, int64_t row) const {
+        const void* x = row_at(call.x, call.x_dtype, row * inputs);
+        wide ? split(table, x, call.x_dtype, row) : quantize(table, x, call.x_dtype, row);
+        for (int64_t r = row * each; r < (row + 1) * each; ++r) {
+            int8_t* out = values + r * stride;
+            std::fill(out + inputs, out + stride, int8_t{0});
+            for (int64_t g = 0; g < groups; ++g) {
+                int32_t sum = 0;
+                const int64_t end = std::min(inputs, (g + 1) * group_size);
+                for (int64_t i = g * group_size; i < end; ++i) sum += out[i];
+                sums[r * groups + g] = sum;
+            }
+        }
+    }
+
+    void quantize(const KernelTable& table, const void* x, DType dtype, int64_t row) const {
+        auto* out = reinterpret_cast<uint8_t*>(values + row * stride);
+        int32_t zero_point;
+        quantize_token(table, x, dtype, inputs, true, out, scale + row, &zero_point);
+        for (int64_t i = 0; i < inputs; ++i) out[i] ^= kSignBit;  // q - 128
+    }
+
+    void split(const KernelTable& table, const void* x, DType dtype, int64_t row) const {
+        int8_t *high = values + 2 * row * stride, *low = high + stride;
+        float* scales = scale + row * groups;
+        bool finite = true;
+        for (int64_t g = 0; g < groups; ++g) {
+            const int64_t begin = g * group_size, count = std::min(group_size, inputs - begin);
+            const void* from = row_at(x, dtype, begin);
+            float lo = 0.0f, hi = 0.0f;
+            finite = finite && table.range(from, dtype, count, &lo, &hi);
+            if (!finite) break;
+            scales[g] = std::max(std::max(hi, -lo) * (1.0f / kLargest16), kSmallestScale);
+            table.split(from, dtype, count, 1.0f / scales[g], high + begin, low + begin);
+        }
+        if (finite) return;
+        std::fill(scales, scales + groups, std::numeric_limits<float>::quiet_NaN());
+        std::memset(high, 0, static_cast<size_t>(2 * stride));
+    }
+
+    bool wide;
+    int64_t each, inputs, stride, groups, group_size;
+    int8_t* values;
+    float* scale;
+    int32_t* sums;
+};
+
+GroupedProduct product_of(const KernelTable& table, const BlobHeader& h, const SignedRows& rows, int64_t count,
+                          const Epilogue& epilogue) {
+    const auto* blob = reinterpret_cast<const uint8_t*>(&h);
+    GroupedProduct p{};
+    p.a = rows.values;
+    p.rows = count * rows.each;
+    p.a_stride = rows.stride;
+    p.sums = rows.sums;
+    p.a_scale = rows.scale;
+    p.w = blob + h.panels_offset;
+    p.scale = blob + h.scale_offset;
+    p.scale_dtype = static_cast<DType>(h.scale_dtype);
+    const auto kind = static_cast<ZeroKind>(h.zero_kind);
+    if (kind == ZeroKind::middle) p.zero = is_four_bit(h) ? 8 : 128;
+    if (kind == ZeroKind::zero_point) p.zero_point = blob + h.zero_offset;
+    if (kind == ZeroKind::minimum) p.minimum = reinterpret_cast<const float*>(blob + h.zero_offset);
+    p.octets = h.k_pad / 8;
+    p.group_octets = ceil_div(h.group_size, 8);
+    p.groups = rows.groups;
+    p.channels = h.out_channels;
+    p.finish = table.epilogue;
+    p.epilogue = &epilogue;
+    return p;
+}
+
+Work work_of(const BlobHeader& h, int64_t rows) {
+    const int64_t weights = h.panels * kPanel * h.k_pad;
+    Work work;
+    work.weight_bytes = weights * h.value_bits / 8;
+    work.multiply_adds = rows * weights * (is_16bit(h) ? 2 : 1);
+    work.inputs = rows * h.in_channels;
+    work.outputs = rows * h.out_channels;
+    return work;
+}
+
+void run(const char* op, const BlobHeader& blob, const LinearCall& call) {
+    if (call.x_dtype != DType::f32 && call.x_dtype != DType::bf16 && call.x_dtype != DType::f16)
+        throw std::invalid_argument(std::string(op) + ": input must be f32, bf16 or f16");
+    const Epilogue epilogue = make_epilogue(blob, call.out, op);
+    if (call.rows == 0) return;
+    const KernelTable& table = table_for(static_cast<Isa>(blob.isa));
+    const GroupedTable& kernels = table.grouped;
+    const auto product = !is_four_bit(blob) ? kernels.w8a16 : is_16bit(blob) ? kernels.w4a16 : kernels.w4a8;
+    const int threads = worthwhile_threads(table, call.threads, work_of(blob, call.rows));
+    const int64_t together = kernels.panels, units = ceil_div(blob.panels, together);
+    const int64_t tasks = std::min(units, threads * kTasksPerThread);
+    Workspace& workspace = Workspace::local();
+    workspace.reset(SignedRows::bytes(blob, call.rows) + Workspace::size(kScratch * static_cast<size_t>(threads)));
+    const SignedRows rows(blob, call.rows, workspace);
+    auto* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratch) * threads);
+    TaskQueue quantize(call.rows, threads), products(tasks, threads);
+    parallel(threads, [&](Team& team) {
+        for (int64_t row; quantize.next(team, &row);) rows.prepare(table, call, row);
+        team.barrier();
+        GroupedProduct p = product_of(table, blob, rows, call.rows, epilogue);
+        p.bytes = scratch + static_cast<int64_t>(kScratch) * team.thread();
+        p.c = reinterpret_cast<float*>(p.bytes + kGroupedScratchBytes);
+        for (int64_t task; products.next(team, &task);) {
+            p.panel0 = units * task / tasks * together;
+            p.panel1 = std::min(blob.panels, units * (task + 1) / tasks * together);
+            product(p);
+        }
+    });
+    workspace.trim();
+}
+
+}  // namespace
+
+void linear_w4(const BlobHeader& blob, const LinearCall& call) {
+    if (!is_four_bit(blob)) throw std::invalid_argument("linear_w4: the packed weights are not four-bit ones");
+    run("linear_w4", blob, call);
+}
+
+void linear_w8(const BlobHeader& blob, const LinearCall& call) {
+    if (!is_grouped(blob) || is_four_bit(blob))
+        throw std::invalid_argument("linear_w8: the packed weights are not eight-bit ones in groups");
+    run("linear_w8", blob, call);
+}
+
+}  // namespace fastcompress
