@@ -198,6 +198,8 @@ py::dict unpack(const py::object& packed) {
     const Buffer blob = input(packed, {DType::u8}, "unpack_w8a8", "packed");
     const BlobHeader& h = open_any(blob);
     if (is_block_sparse(h)) throw py::value_error("unpack_w8a8: the packed weights are block-sparse; use unpack_bsr");
+    if (is_grouped(h))
+        throw py::value_error("unpack_w8a8: the packed weights are in groups; use unpack_w4 or unpack_w8");
     py::array_t<int8_t> weight(weight_shape(h));
     const uint8_t* data = static_cast<const uint8_t*>(blob.data());
     int8_t* weight_data = weight.mutable_data();

@@ -27,7 +27,7 @@ class GroupQuantized(PackedLayer):
         weight_bits: 4 or 8.
         group_size: neighbouring inputs that share a scale.
         symmetric: whether weights lie around zero; else there are zero points or minima.
-        input_mode: ``"dynamic_16bit"`` (weight-only) or ``"dynamic_symmetric"`` (int8 activations, quantized by token).
+        input_mode: ``"dynamic_16bit"`` (W4A16, W8A16) or ``"dynamic_symmetric"`` (W4A8).
     """
 
     canonical_classes = (W4Canonical, W8Canonical)
@@ -57,8 +57,10 @@ class GroupQuantized(PackedLayer):
 class GroupQuantLinear(GroupQuantized, ReorderedLayer, PackedLinear):
     """Drop-in replacement of ``nn.Linear`` with weights of four or eight bits and a scale for each group of inputs.
 
-    With ``input_mode="dynamic_16bit"`` activations are not quantized (W4A16, W8A16), with ``"dynamic_symmetric"`` they are int8
-    by token (W4A8). A weight is ``(value - zero point) * scale``, or ``value * scale + minimum``.
+    Activations are quantized when the layer runs: with ``input_mode="dynamic_16bit"`` (W4A16, W8A16) to 16 bits by row
+    and group, off by at most 1/65278 of a group's largest magnitude; with ``"dynamic_symmetric"`` (W4A8) to 8 bits by
+    row. A weight is ``(value - zero point) * scale``, or ``value * scale + minimum``. Results are the same bits on all
+    processors and numbers of threads.
 
     Shapes:
         input ``[..., in_features]`` float32, bfloat16 or float16; output ``[..., out_features]`` in the input's dtype.

@@ -1,4 +1,4 @@
-"""Arithmetic of weights in groups (docs/architecture.md §1) in plain torch: the same IEEE float32 steps as the kernels."""
+"""Arithmetic of weights in groups (docs/architecture.md §1) in plain torch: the kernels' IEEE float32 steps."""
 
 from __future__ import annotations
 

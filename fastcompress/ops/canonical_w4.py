@@ -44,7 +44,7 @@ class W4Canonical:
         in_features: inputs.
         group_size: neighbouring inputs that share a scale: a multiple of 8, or all of them; the last group may have
             fewer.
-        input_mode: ``"dynamic_symmetric"``: int8 activations (W4A8); ``"dynamic_16bit"``: as they come (W4A16).
+        input_mode: ``"dynamic_symmetric"``: int8 activations (W4A8); ``"dynamic_16bit"``: 16 bits (W4A16).
         weight_zero_point: uint8 ``[out, groups]``, 0 to 15, or None: 8.
         weight_min: float32 ``[out, groups]`` or None: ``weight = value * scale + minimum`` in place of a zero point.
         activation: a key of ``ACTIVATIONS``, fused behind bias and residual.

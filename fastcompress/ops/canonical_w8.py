@@ -1,4 +1,4 @@
-"""The portable description of one layer with int8 weights in groups, activations not quantized (architecture §2)."""
+"""The portable description of one layer with int8 weights in groups (docs/architecture.md §2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["W8Canonical"]
 
 @dataclass(frozen=True)
 class W8Canonical:
-    """The portable form of one weight-only int8 linear layer (W8A16): ``weight = value * scale``.
+    """The portable form of one int8 linear layer with scales by group (W8A16): ``weight = value * scale``.
 
     Attributes:
         weight: int8 ``[out, in]``; compressed-tensors' ``int-quantized`` and GGUF's Q8_0 hold the same integers.
@@ -23,7 +23,7 @@ class W8Canonical:
         bias: float32 ``[out]`` or None.
         group_size: neighbouring inputs that share a scale: a multiple of 8, or all of them; the last group may have
             fewer.
-        input_mode: ``"dynamic_16bit"``: activations are not quantized.
+        input_mode: ``"dynamic_16bit"``: activations have 16 bits.
         activation: a key of ``ACTIVATIONS``, fused behind bias and residual.
 
     Example:

@@ -107,7 +107,8 @@ def validate_nibbles(c: W4Canonical) -> None:
         )
     if c.input_mode not in ("dynamic_symmetric", "dynamic_16bit"):
         raise ValueError(
-            f"pack: `input_mode` of four-bit layers is dynamic_symmetric (W4A8) or dynamic_16bit (W4A16), got {c.input_mode!r}"
+            "pack: `input_mode` of four-bit layers is dynamic_symmetric (W4A8) or dynamic_16bit (W4A16), got "
+            f"{c.input_mode!r}"
         )
     if c.weight_zero_point is not None and c.weight_min is not None:
         raise ValueError("pack: `weight_zero_point` and `weight_min` exclude each other")

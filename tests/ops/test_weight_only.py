@@ -289,6 +289,21 @@ def test_what_the_operators_refuse() -> None:
 
 
 @pytest.mark.skipif(not native.available, reason="needs the native kernels")
+def test_the_raw_module_refuses_blobs_of_other_families() -> None:
+    module = native.require("this test")
+    four, eight = pack(layer(20, 40, 16, "eight")).numpy(), pack(layer(20, 40, 16, "eight bits")).numpy()
+    for unpacker, blob in (
+        (module.unpack_w8a8, four),
+        (module.unpack_w8a8, eight),
+        (module.unpack_bsr, four),
+        (module.unpack_w4, eight),
+        (module.unpack_w8, four),
+    ):
+        with pytest.raises(ValueError, match=r"packed weights are"):
+            unpacker(blob)
+
+
+@pytest.mark.skipif(not native.available, reason="needs the native kernels")
 @pytest.mark.parametrize("form", ["minimum", "eight bits"])
 def test_no_flipped_bit_of_the_header_runs(form: str) -> None:
     c = layer(20, 40, 16, form)
