@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastcompress.errors import CheckpointError
 from fastcompress.formats.checkpoints.awq import read_awq
+from fastcompress.formats.checkpoints.compressed import read_compressed
 from fastcompress.formats.checkpoints.content import Checkpoint, StoredLayer
 from fastcompress.formats.checkpoints.directory import read_directory
 from fastcompress.formats.checkpoints.gptq import read_gptq
@@ -21,7 +22,12 @@ __all__ = ["read_checkpoint"]
 Reader = Callable[[TensorTable, Settings], tuple[dict[str, StoredLayer], dict[str, Tensor]]]
 
 #: ``quant_method`` of the settings → reader.
-_READERS: dict[str, Reader] = {"gptq": read_gptq, "awq": read_awq}
+_READERS: dict[str, Reader] = {
+    "gptq": read_gptq,
+    "awq": read_awq,
+    "compressed-tensors": read_compressed,
+    "fastcompress": read_compressed,
+}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

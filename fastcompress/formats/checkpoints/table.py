@@ -45,14 +45,20 @@ class TensorTable:
         where = self._origins.get(name, self._path)
         return CheckpointError(f"{self._function}: {where}: tensor {name!r:.200}: {problem}")
 
-    def take(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...]) -> Tensor:
-        """A tensor that must be there; None in the shape stands for any positive size."""
+    def take(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...] | None) -> Tensor:
+        """A tensor that must be there; None in the shape stands for any positive size, None as shape for one value.
+
+        One value comes back as ``[1]``.
+        """
         if name not in self._tensors:
             raise self.error(name, "is missing, its layer has other tensors of a quantized layer")
         tensor = self._tensors.pop(name)
         if tensor.dtype not in dtypes:
             allowed = " or ".join(_short(dtype) for dtype in dtypes)
             raise self.error(name, f"has dtype {_short(tensor.dtype)}, allowed: {allowed}")
+        if shape is None and tensor.numel() == 1:
+            return tensor.reshape(1)
+        shape = (1,) if shape is None else shape
         fits = tensor.dim() == len(shape) and all(
             size > 0 if wanted is None else size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
         )
@@ -61,7 +67,7 @@ class TensorTable:
             raise self.error(name, f"has shape {list(tensor.shape)}, expected [{wanted_text}]")
         return tensor
 
-    def take_finite(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...]) -> Tensor:
+    def take_finite(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...] | None) -> Tensor:
         """`take`, and every value must be a finite number."""
         tensor = self.take(name, dtypes, shape)
         if not bool(torch.isfinite(tensor).all()):

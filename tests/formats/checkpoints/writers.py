@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-__all__ = ["Written", "awq", "gptq", "pack_rows", "save_directory"]
+__all__ = ["Written", "awq", "compressed", "gptq", "pack_rows", "save_directory"]
 
 Array = NDArray[Any]
 
@@ -116,6 +116,61 @@ def awq(
         }
         weight = scales.astype(np.float32)[group] * (q - zero[group]).astype(np.float32)
         written.weights[name] = weight.T
+        if bias:
+            _bias(rng, written, name, out)
+    return written
+
+
+def compressed(
+    seed: int,
+    *,
+    shapes: dict[str, tuple[int, int]],
+    bits: int = 4,
+    layout: str = "pack-quantized",
+    group_size: int | None = 32,
+    symmetric: bool = True,
+    act_order: bool = False,
+    activations: dict[str, Any] | None = None,
+    strategy: str | None = None,
+    bias: bool = True,
+) -> Written:
+    """compressed-tensors: signed values, packed with 2^(bits - 1) added; zero points packed along the outputs."""
+    rng = np.random.default_rng(seed)
+    strategy = strategy or ("channel" if group_size is None else "group")
+    scheme = {
+        "num_bits": bits, "type": "int", "strategy": strategy, "symmetric": symmetric, "dynamic": False,
+        "group_size": group_size, "actorder": "group" if act_order else None, "observer": "minmax",
+    }  # fmt: skip
+    group = {"targets": ["Linear"], "weights": scheme, "input_activations": activations, "output_activations": None}
+    written = Written(
+        {
+            "quant_method": "compressed-tensors", "format": layout, "quantization_status": "compressed",
+            "config_groups": {"group_0": group}, "ignore": ["lm_head"], "kv_cache_scheme": None, "version": "0.9.0",
+        }
+    )  # fmt: skip
+    half = 2 ** (bits - 1)
+    for name, (out, inputs) in shapes.items():
+        size = group_size or inputs
+        groups = -(-inputs // size)
+        g_idx = (np.arange(inputs) // size).astype(np.int32)
+        if act_order:
+            g_idx = rng.permutation(g_idx)
+            written.tensors[name + ".weight_g_idx"] = g_idx
+        q = rng.integers(-half, half, size=(out, inputs)).astype(np.int8)
+        scale = _scales(rng, (out, groups), np.float32)
+        zero = np.zeros((out, groups), np.int8) if symmetric else rng.integers(-half, half, (out, groups), np.int8)
+        if strategy == "tensor":
+            scale[:] = scale[0, 0]
+        written.tensors[name + ".weight_scale"] = scale[0] if strategy == "tensor" else scale
+        if layout == "pack-quantized":
+            written.tensors[name + ".weight_packed"] = pack_rows(q.astype(np.int64) + half, bits)
+            written.tensors[name + ".weight_shape"] = np.array([out, inputs])
+        else:
+            written.tensors[name + ".weight"] = q
+        if not symmetric:
+            packed = pack_rows((zero.astype(np.int64) + half).T, bits).T
+            written.tensors[name + ".weight_zero_point"] = packed if layout == "pack-quantized" else zero
+        written.weights[name] = (q.astype(np.float32) - zero.astype(np.float32)[:, g_idx]) * scale[:, g_idx]
         if bias:
             _bias(rng, written, name, out)
     return written
