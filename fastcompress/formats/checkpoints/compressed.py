@@ -81,9 +81,9 @@ def _zero_point(table: TensorTable, module: str, scheme: LayerScheme, out: int, 
     return zero
 
 
-def _order(table: TensorTable, module: str, inputs: int, group_size: int) -> Tensor | None:
+def _order(table: TensorTable, module: str, scheme: LayerScheme, inputs: int, group_size: int) -> Tensor | None:
     name = module + ".weight_g_idx"
-    if name not in table:
+    if not scheme.act_order and name not in table:
         return None
     g_idx = table.take(name, INTEGERS, (inputs,))
     if bool((g_idx == -1).all()):  # how "no order" is written
@@ -141,7 +141,7 @@ def _layer(table: TensorTable, module: str, scheme: LayerScheme) -> StoredLayer:
     if module + ".weight_min" in table and scheme.bits == 4:
         minimum = table.take_finite(module + ".weight_min", (torch.float32,), (out, groups)).contiguous()
     zero = None if minimum is not None else _zero_point(table, module, scheme, out, groups)
-    order = _order(table, module, inputs, group_size)
+    order = _order(table, module, scheme, inputs, group_size)
     if scheme.bits == 8 and scheme.input_mode != "float":
         if order is not None:
             raise table.error(module + ".weight_g_idx", "is not supported where activations are int8")

@@ -29,6 +29,7 @@ class _Scheme:
     bits: int
     group_size: int | None
     zero_offset: int  # what version 1 took off the stored zero points
+    act_order: bool
 
 
 def _scheme(settings: Settings) -> _Scheme:
@@ -36,10 +37,9 @@ def _scheme(settings: Settings) -> _Scheme:
     version = settings.string("checkpoint_format", "format", default="gptq", allowed={"gptq", "gptq_v2"})
     settings.string("pack_dtype", default="int32", allowed={"int32"})
     settings.refuse("is_marlin_format", "dynamic")
-    # Neither decides anything: the tensors say both. Wrong types still are a fault of the file.
-    settings.boolean("sym", default=True)
-    settings.boolean("desc_act", default=False)
-    return _Scheme(bits, settings.group_size("group_size", "groupsize"), int(version == "gptq"))
+    settings.boolean("sym", default=True)  # decides nothing: the zero points say it
+    act_order = settings.boolean("desc_act", default=False)
+    return _Scheme(bits, settings.group_size("group_size", "groupsize"), int(version == "gptq"), act_order)
 
 
 def _eight_bit_values(table: TensorTable, module: str, words: Tensor, zero: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _layer(table: TensorTable, module: str, scheme: _Scheme) -> StoredLayer:
     if scheme.bits == 4:
         zero &= 15
     order = None
-    if module + ".g_idx" in table:
+    if scheme.act_order or module + ".g_idx" in table:
         g_idx = table.take(module + ".g_idx", _INT32, (inputs,))
         try:
             order = regroup_inputs(g_idx, group_size)

@@ -13,6 +13,8 @@ from fastcompress.formats.checkpoints.awq import read_awq
 from fastcompress.formats.checkpoints.compressed import read_compressed
 from fastcompress.formats.checkpoints.content import Checkpoint, StoredLayer
 from fastcompress.formats.checkpoints.directory import read_directory
+from fastcompress.formats.checkpoints.gguf_file import GGUFFile
+from fastcompress.formats.checkpoints.gguf_llama import read_llama
 from fastcompress.formats.checkpoints.gptq import read_gptq
 from fastcompress.formats.checkpoints.settings import Settings
 from fastcompress.formats.checkpoints.table import TensorTable
@@ -54,7 +56,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     function, where = "read_checkpoint", Path(path)
     if where.is_dir():
         return _from_directory(function, where)
-    raise CheckpointError(f"{function}: {where}: no such directory or .gguf file")
+    return _from_gguf(function, where)
+
+
+def _from_gguf(function: str, path: Path) -> Checkpoint:
+    try:
+        with GGUFFile(path) as file:
+            config, layers, tensors = read_llama(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{function}: {path}: no such directory or .gguf file") from None
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{function}: {path}: {error}") from None
+    return Checkpoint(path, "gguf", config, layers, tensors)
 
 
 def _from_directory(function: str, path: Path) -> Checkpoint:

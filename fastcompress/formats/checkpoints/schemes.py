@@ -27,6 +27,7 @@ class LayerScheme:
         strategy: of the weights: ``"group"``, ``"channel"`` or ``"tensor"``.
         group_size: inputs that share a scale; None for all of them.
         symmetric: no zero points.
+        act_order: groups are of any inputs, a tensor says which.
         format: ``"pack-quantized"`` or ``"int-quantized"``.
         input_mode: of the activations: ``"float"``, ``"static"``, ``"dynamic"`` or ``"dynamic_symmetric"``.
     """
@@ -35,6 +36,7 @@ class LayerScheme:
     strategy: str
     group_size: int | None
     symmetric: bool
+    act_order: bool
     format: str
     input_mode: str
 
@@ -72,10 +74,19 @@ def _layer_scheme(group: Settings, default_format: str) -> LayerScheme:
     if not symmetric and bits == 8:
         raise UnsupportedScheme(f"{weights.where}: 8-bit weights with zero points are not supported")
     weights.refuse("dynamic", "block_structure")
+    act_order = _act_order(weights)
     group.refuse("output_activations")
     layout = group.string("format", default=default_format, allowed=_FORMATS)
     mode = _input_mode(group.any("input_activations"), f"{group.where}: input_activations")
-    return LayerScheme(bits, strategy, size, symmetric, layout, mode)
+    return LayerScheme(bits, strategy, size, symmetric, act_order, layout, mode)
+
+
+def _act_order(weights: Settings) -> bool:
+    """Whether a tensor gives the groups; with ``"weight"`` (``"static"``) they are of neighbouring inputs anyway."""
+    value = weights.any("actorder")
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    return weights.string("actorder", allowed={"group", "dynamic", "weight", "static"}) in ("group", "dynamic")
 
 
 def _strings(value: Any, where: str) -> list[str]:
