@@ -116,7 +116,9 @@ class NamePattern:
         """Branches up to a closing parenthesis or the end, and whether they hold a repetition."""
         if depth > _MAX_NESTING:
             raise self._error("is nested too deeply")
-        branches, parts, repeated = [], [], False
+        branches: list[_Part] = []
+        parts: list[_Part] = []
+        repeated = False
         while self._peek() not in ("", ")"):
             if self._peek() == "|":
                 self._at += 1
