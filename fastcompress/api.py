@@ -32,6 +32,8 @@ def quantize(
     targets: Iterable[Target] | Target | None = None,
     ignore: Iterable[Target] | Target | None = None,
     observer: str | None = None,
+    algorithm: str | None = None,
+    group_size: int | None = None,
     example_inputs: Any = None,
     forward_fn: ForwardFn | None = None,
     only_if_faster: bool | None = None,
@@ -39,24 +41,31 @@ def quantize(
     progress: bool | None = None,
     timer: Timer | None = None,
 ) -> nn.Module:
-    """Quantize a trained model's layers to int8, where that is possible and faster.
+    """Quantize a trained model's layers to int8 or four bits, where that is possible and faster.
 
     Pruned layers, masked or not, become block-sparse int8 where that is faster than dense int8.
 
     Args:
         model: any model; it is run, not traced.
         scheme: ``"W8A8"`` (static activations; convolutions and linears; needs ``calibration_data``),
-            ``"W8A8-dynamic"`` (activations per token at run time; linears), or a `QuantConfig` with every option.
+            ``"W8A8-dynamic"`` (activations per token at run time; linears), ``"W4A8"`` (that with four-bit weights),
+            ``"W4A16"`` and ``"W8A16"`` (four- and eight-bit weights, float activations; linears), or a `QuantConfig`
+            with every option.
         calibration_data: iterable of batches. A tensor is ``model(x)``, a dict ``model(**x)``, a tuple or list its
-            first element. Optional for dynamic schemes, where it shows what can be fused and which shapes are measured.
+            first element. Optional for all but ``"W8A8"``: there it shows what can be fused and which shapes are
+            measured.
         targets: quantize only these: module names, ``"re:…"`` patterns that match a whole name, or classes. A container
             stands for all layers inside.
         ignore: leave these as they are; the same notation, stronger than ``targets``.
         observer: how static activation ranges are found, see `QuantConfig`.
+        algorithm: how four-bit weights (and those of ``"W8A16"``) are found: ``"rtn"``, ``"hqq"``, ``"gptq"`` or
+            ``"awq"``; the last two need ``calibration_data``.
+        group_size: inputs that share a scale, a multiple of 8, or -1 for the whole row; see `QuantConfig`.
         example_inputs: one batch like those of real use (same protocol): layers are measured at its shapes.
         forward_fn: ``forward_fn(model, batch)`` runs the model in place of the batch protocol.
         only_if_faster: measure each distinct layer and keep the dense one where int8 is not faster on this machine
-            (default True). Without data a linear is measured at 1 and 128 tokens.
+            (default True). Without data a linear is measured at 1 and 128 tokens. ``"W4A16"`` and ``"W8A16"`` always
+            replace: they are for size as well.
         inplace: change ``model`` itself and return it, instead of a copy.
         progress: show progress bars; by default when it takes long and stderr is a terminal.
         timer: replaces the stopwatch: ``timer({"dense": f, "int8": g})`` gives the seconds of one call of each; for a
@@ -82,7 +91,8 @@ def quantize(
             f"quantize: layer {prepared!r} has fake quantization from prepare, whose scales quantize would throw away; "
             "call fastcompress.convert"
         )
-    config = _configure(scheme, targets, ignore, observer, only_if_faster)
+    given = {"targets": targets, "ignore": ignore, "observer": observer, "only_if_faster": only_if_faster}
+    config = _configure(scheme, {**given, "algorithm": algorithm, "group_size": group_size})
     source = _source(config, calibration_data, example_inputs, forward_fn, progress)
     earlier = record_of(model)
     work = copied(model, "quantize", inplace)
@@ -164,14 +174,7 @@ def convert(
     return result
 
 
-def _configure(
-    scheme: str | QuantConfig,
-    targets: Iterable[Target] | Target | None,
-    ignore: Iterable[Target] | Target | None,
-    observer: str | None,
-    only_if_faster: bool | None,
-) -> QuantConfig:
-    given = {"targets": targets, "ignore": ignore, "observer": observer, "only_if_faster": only_if_faster}
+def _configure(scheme: str | QuantConfig, given: Mapping[str, Any]) -> QuantConfig:
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(scheme, QuantConfig):
         return replace(scheme, **changes)
@@ -196,12 +199,13 @@ def _source(
         needing = [f"scheme {config.scheme!r}"] if config.input_mode == "static" else []
         needing += ["smoothquant"] if config.smoothquant is not None else []
         needing += ["bias_correction"] if config.bias_correction else []
+        needing += [f"algorithm {config.algorithm!r}"] if config.algorithm in ("gptq", "awq") else []
         if needing:
             raise ValueError(
                 f"quantize: {' and '.join(needing)} needs calibration_data: an iterable of batches, some hundred real "
-                "samples in all; scheme 'W8A8-dynamic' needs none"
+                "samples in all; scheme 'W8A8-dynamic' and algorithms 'rtn' and 'hqq' need none"
             )
-    elif config.equalize or config.smoothquant is not None:
+    elif config.equalize or config.smoothquant is not None or config.algorithm in ("gptq", "awq"):
         batches = replayable(batches)
     return Source(batches, example_inputs, forward_fn, progress)
 

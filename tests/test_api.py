@@ -26,7 +26,7 @@ def test_every_public_name_exists() -> None:
     [
         ({"scheme": "w8a8"}, ValueError, "scheme 'w8a8' is unknown; valid are 'W8A8', 'W8A8-dynamic'"),
         ({"scheme": "W8A8-dynamics"}, ValueError, "did you mean 'W8A8-dynamic'"),
-        ({"scheme": 8}, TypeError, "scheme must be one of 'W8A8', 'W8A8-dynamic', got 8"),
+        ({"scheme": 8}, TypeError, "scheme must be one of 'W8A8', 'W8A8-dynamic', 'W4A8', 'W4A16', 'W8A16', got 8"),
         ({"observer": "max"}, ValueError, "observer 'max' is unknown; valid are 'minmax', 'moving_average'"),
         ({"weight_observer": "entropy"}, ValueError, "weight_observer 'entropy' is unknown; valid are 'minmax', 'mse'"),
         ({"targets": ()}, ValueError, "targets is empty"),

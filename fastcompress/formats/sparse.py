@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcompress.formats.fields import Fields
-from fastcompress.formats.packed import ConvGeometry, LinearGeometry, PackedCodec
+from fastcompress.formats.packed import ConvGeometry, LinearGeometry
 from fastcompress.formats.quantized import W8A8Codec
-from fastcompress.nn import BlockSparse, SparseConv2d, SparseLinear, SparseQuantConv2d, SparseQuantLinear
+from fastcompress.formats.reordered import ReorderedCodec
+from fastcompress.nn import SparseConv2d, SparseLinear, SparseQuantConv2d, SparseQuantLinear
 from fastcompress.nn.blocks import misfit
-from fastcompress.nn.orders import checked_order
 from fastcompress.ops.block_csr import BlockCSR
 from fastcompress.ops.canonical_sparse import SparseCanonical, SparseW8A8Canonical
 
@@ -23,18 +23,12 @@ __all__ = ["SparseConv2dCodec", "SparseLinearCodec", "SparseQuantConv2dCodec", "
 
 #: What blocks may hold: name in the configuration → (dtype, its name in the tensor file).
 _VALUES = {"int8": (torch.int8, "I8"), "float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16")}
-#: (input order, output order) → the configuration's name for it.
-_REORDERED = {(False, False): "", (True, False): "inputs", (False, True): "outputs", (True, True): "both"}
-
 _VALUE_NAMES = {dtype: name for name, (dtype, _) in _VALUES.items()}
 
 
 @dataclass(frozen=True)
-class _BlockCodec(PackedCodec):
-    """Block-sparse weights: ``block_size``, how many ``blocks`` the file holds, and the dtype of their ``values``.
-
-    Where blocks are stored in other orders of the channels, ``reordered`` says of which and the file holds the orders.
-    """
+class _BlockCodec(ReorderedCodec):
+    """Block-sparse weights: ``block_size``, how many ``blocks`` the file holds, and the dtype of their ``values``."""
 
     #: The dtypes of this layer's values, by name.
     value_names: ClassVar[tuple[str, ...]]
@@ -42,14 +36,11 @@ class _BlockCodec(PackedCodec):
     block_size: tuple[int, ...]
     blocks: int
     values: str
-    reordered: str
 
     @classmethod
     def _describe(cls, module: Any) -> dict[str, Any]:
         stored = module.canonical().blocks
-        reordered = {"reordered": _REORDERED[module.input_order is not None, module.output_order is not None]}
         return {
-            **(reordered if module.reordered else {}),
             **super()._describe(module),
             "block_size": list(stored.block_size),
             "blocks": stored.nnz_blocks,
@@ -63,7 +54,6 @@ class _BlockCodec(PackedCodec):
             "block_size": fields.integers("block_size", 2),
             "blocks": fields.integer("blocks", 0),
             "values": fields.string("values", cls.value_names),
-            "reordered": next((name for name in _REORDERED.values() if name and fields.takes("reordered", name)), ""),
         }
 
     @classmethod
@@ -87,24 +77,8 @@ class _BlockCodec(PackedCodec):
             "crow": ("I32", (rows + 1,)),
             "col": ("I32", (self.blocks,)),
             "values": (_VALUES[self.values][1], (self.blocks, *self.block_size)),
-            **{name: ("I64", (channels,)) for name, channels in self._orders().items()},
             **super().tensors(),
         }
-
-    def _orders(self) -> dict[str, int]:
-        """Name of each order in the file → its number of channels."""
-        shape = self.weight_shape()
-        return {
-            **({"input_order": shape[1]} if self.reordered in ("inputs", "both") else {}),
-            **({"output_order": shape[0]} if self.reordered in ("outputs", "both") else {}),
-        }
-
-    def build(self, tensors: Mapping[str, Tensor], like: nn.Module) -> nn.Module:
-        orders = {
-            name: checked_order(f"`{name}`", tensors[name], channels) for name, channels in self._orders().items()
-        }
-        layer = cast(BlockSparse, super().build(tensors, like))  # type: ignore[safe-super]
-        return layer.reorder(orders.get("input_order"), orders.get("output_order"))
 
     def parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         shape = self.weight_shape()

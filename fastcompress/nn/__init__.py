@@ -2,6 +2,7 @@
 
 from .base import PackedLayer
 from .block_sparse import BlockSparse
+from .group_quant_linear import GroupQuantized, GroupQuantLinear
 from .lazy_weight import LazyWeight
 from .quant_conv2d import QuantConv2d
 from .quant_linear import QuantLinear
@@ -13,6 +14,8 @@ from .sparse_quant_linear import SparseQuantLinear
 
 __all__ = [
     "BlockSparse",
+    "GroupQuantLinear",
+    "GroupQuantized",
     "LazyWeight",
     "PackedLayer",
     "QuantConv2d",

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -31,11 +31,11 @@ class PackedLayer(nn.Module):
     activation: str
     has_bias: bool
 
-    #: Whether the channels are stored in another order than the layer takes and gives them (`BlockSparse`).
+    #: Whether the channels are stored in another order than the layer takes and gives them (`ReorderedLayer`).
     reordered = False
 
-    #: The class of the canonical form.
-    canonical_class: ClassVar[type[Canonical]]
+    #: The classes of the canonical form.
+    canonical_classes: ClassVar[tuple[type[Canonical], ...]]
 
     #: The operator, as compilers and autograd see it, and its bound C++ function: one Python frame less a call.
     operator: ClassVar[Any]
@@ -53,9 +53,10 @@ class PackedLayer(nn.Module):
     def __init__(self, c: Canonical, dtype: torch.dtype | None) -> None:
         super().__init__()
         name = type(self).__name__
-        if not isinstance(c, self.canonical_class):
+        if not isinstance(c, self.canonical_classes):
+            wanted = " or ".join(kind.__name__ for kind in self.canonical_classes)
             raise TypeError(
-                f"{name}: expected a {self.canonical_class.__name__}, got {type(c).__name__}; {name}.from_float makes "
+                f"{name}: expected a {wanted}, got {type(c).__name__}; {name}.from_float makes "
                 "the layer from a float module"
             )
         if dtype is None:
@@ -107,7 +108,7 @@ class PackedLayer(nn.Module):
         Raises:
             RuntimeError: the blob is corrupt, or needs native kernels that are not loaded.
         """
-        return cast(Canonical, packing.unpack(self.packed))
+        return packing.unpack(self.packed)
 
     def repack(self) -> Self:
         """Pack the weights again for the instruction set chosen now (after ``set_isa``); returns self.
@@ -242,13 +243,12 @@ class PackedLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickles travel between machines, blobs do not: what is pickled is canonical.
-        c = self.canonical()
         buffers = {name: value for name, value in self._buffers.items() if name != "packed"}
-        return {**self.__dict__, "_buffers": buffers, "_canonical": {f.name: getattr(c, f.name) for f in fields(c)}}
+        return {**self.__dict__, "_buffers": buffers, "_canonical": self.canonical()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        c = type(self).canonical_class(**state.pop("_canonical"))
+        c = state.pop("_canonical")
         super().__setstate__(state)
         self._buffers["packed"] = packing.pack(c)
 

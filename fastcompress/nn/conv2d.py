@@ -74,7 +74,7 @@ class PackedConv2d(PackedLayer):
         same_padding: bool = False,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Make a layer from canonical tensors of `canonical_class` and geometry.
+        """Make a layer from canonical tensors of `canonical_classes` and geometry.
 
         Args:
             padding: what ``nn.Conv2d`` takes, or four integers (top, bottom, left, right).

@@ -29,7 +29,7 @@ class PackedLinear(PackedLayer):
 
     @classmethod
     def from_canonical(cls, c: Canonical, *, dtype: torch.dtype | None = None) -> Self:
-        """Make a layer from canonical tensors of `canonical_class`.
+        """Make a layer from canonical tensors of `canonical_classes`.
 
         Args:
             dtype: logical dtype of ``weight``; by default the values' own, float32 for int8.

@@ -21,7 +21,7 @@ class QuantizedLayer(PackedLayer):
         input_zero_point: int in [0, 255], of static activations; 0 when dynamic.
     """
 
-    canonical_class: ClassVar[type[Canonical]] = W8A8Canonical
+    canonical_classes: ClassVar[tuple[type[Canonical], ...]] = (W8A8Canonical,)
     remedy = (
         "quantized weights are packed for the kernels, read-only and not trainable; train the float model, with fake "
         "quantization from fastcompress.prepare, and convert or quantize it again"

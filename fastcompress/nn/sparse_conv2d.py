@@ -41,7 +41,7 @@ class SparseConv2d(BlockSparse, PackedConv2d):
     operator = torch.ops.fastcompress.conv2d_bsr.default
     bound = operator._op
     _channel_dim = -3
-    canonical_class = SparseCanonical
+    canonical_classes = (SparseCanonical,)
     dense = "nn.Conv2d"
 
     @classmethod

@@ -40,7 +40,7 @@ class SparseLinear(BlockSparse, PackedLinear):
 
     operator = torch.ops.fastcompress.linear_bsr.default
     bound = operator._op
-    canonical_class = SparseCanonical
+    canonical_classes = (SparseCanonical,)
     dense = "nn.Linear"
 
     @classmethod

@@ -37,7 +37,7 @@ class SparseQuantConv2d(BlockSparse, QuantConv2d):
     """
 
     _channel_dim = -3
-    canonical_class = SparseW8A8Canonical
+    canonical_classes = (SparseW8A8Canonical,)
     dense = "QuantConv2d"
 
     @staticmethod

@@ -37,7 +37,7 @@ class SparseQuantLinear(BlockSparse, QuantLinear):
     Source: the block format is that of ``torch.sparse_bsr_tensor``; csrc/cpu/families explains the kernels.
     """
 
-    canonical_class = SparseW8A8Canonical
+    canonical_classes = (SparseW8A8Canonical,)
     dense = "QuantLinear"
 
     @staticmethod

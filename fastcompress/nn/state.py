@@ -1,7 +1,7 @@
 """``state_dict`` entries of a packed layer: canonical tensors, checked before the layer changes."""
 
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,19 +10,26 @@ from ..ops import checks
 from ..ops.block_csr import BlockCSR
 from ..ops.canonical import W8A8Canonical
 from ..ops.canonical_sparse import SparseCanonical, SparseW8A8Canonical
+from ..ops.canonical_w4 import W4Canonical
+from ..ops.canonical_w8 import W8Canonical
+from ..ops.packing import Canonical
 
 __all__ = ["Canonical", "read_state", "write_state"]
-
-
-Canonical: TypeAlias = W8A8Canonical | SparseW8A8Canonical | SparseCanonical
 
 #: Entries of a block-sparse weight: another number of blocks is another value, not another kind of layer.
 _INDEX = ("crow", "col", "values")
 _VARIABLE = ("col", "values")
 
+#: Entries of a weight with scales by group; those that a layer has.
+_GROUPED = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_min", "bias")
+
 
 def write_state(c: Canonical, destination: dict[str, Any], prefix: str) -> None:
     """Put the canonical tensors of `c` (architecture §2) into `destination` under `prefix`."""
+    if isinstance(c, W4Canonical | W8Canonical):
+        present = {name: getattr(c, name, None) for name in _GROUPED}
+        destination.update({prefix + name: tensor for name, tensor in present.items() if tensor is not None})
+        return
     if isinstance(c, W8A8Canonical):
         destination[prefix + "weight"] = c.weight
     else:
@@ -43,7 +50,7 @@ def _mismatch(key: str, found: Any, expected: Tensor) -> str | None:
     if found.dtype != expected.dtype:
         hint = (
             "; load float weights into the float model, then quantize it"
-            if expected.dtype == torch.int8 and found.is_floating_point()
+            if not expected.is_floating_point() and found.is_floating_point()
             else ""
         )
         return f"{key}: dtype mismatch, the state dict has {found.dtype}, the layer holds {expected.dtype}{hint}"
@@ -69,7 +76,7 @@ def read_state(
     """
     expected: dict[str, Any] = {}
     write_state(current, expected, "")
-    device = (current.weight if isinstance(current, W8A8Canonical) else current.blocks.values).device
+    device = next(iter(expected.values())).device
     found: dict[str, Tensor] = {}
     faults: list[str] = []
     for name, tensor in expected.items():
@@ -96,7 +103,22 @@ def read_state(
         return None
 
 
+def _merge_groups(
+    current: W4Canonical | W8Canonical, found: dict[str, Tensor], prefix: str
+) -> W4Canonical | W8Canonical:
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"load_state_dict: `{prefix}{name}` holds NaN or infinity")
+    zero = found.get("weight_zero_point")
+    if zero is not None and bool((zero > 15).any()):
+        raise ValueError(f"load_state_dict: `{prefix}weight_zero_point` must lie in [0, 15]")
+    changes: dict[str, Any] = {name: tensor.clone() for name, tensor in found.items()}
+    return replace(current, **changes)
+
+
 def _merge(current: Canonical, found: dict[str, Tensor], prefix: str) -> Canonical:
+    if isinstance(current, W4Canonical | W8Canonical):
+        return _merge_groups(current, found, prefix)
     changes: dict[str, Any] = {
         name: found[name].clone() for name in ("weight", "weight_scale", "bias") if name in found
     }
@@ -118,7 +140,7 @@ def _merge(current: Canonical, found: dict[str, Tensor], prefix: str) -> Canonic
     if "input_zero_point" in found:
         changes["input_zero_point"] = int(found["input_zero_point"])
     merged: Canonical = replace(current, **changes)
-    if not isinstance(merged, SparseCanonical) and merged.input_mode == "static":
+    if isinstance(merged, W8A8Canonical | SparseW8A8Canonical) and merged.input_mode == "static":
         checks.check_parameters(
             "load_state_dict", prefix + "input_", merged.input_scale, merged.input_zero_point, 0, 255
         )

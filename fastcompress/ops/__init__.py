@@ -8,6 +8,7 @@ from .block_csr import BlockCSR
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .canonical_w4 import W4Canonical
+from .canonical_w8 import W8Canonical
 from .constants import ACTIVATIONS, INPUT_MODES, ISA_NAMES, MAX_K
 from .packing import check, info, pack, unpack
 
@@ -21,6 +22,7 @@ __all__ = [
     "SparseW8A8Canonical",
     "W4Canonical",
     "W8A8Canonical",
+    "W8Canonical",
     "check",
     "info",
     "pack",

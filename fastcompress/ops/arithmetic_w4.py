@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 
 from .arithmetic import quantize_rows
-from .canonical_w4 import W4Canonical, pack_nibbles
-from .checks import check_weight
+from .canonical_w4 import W4Canonical
 
-__all__ = ["linear_sums", "round_to_nearest"]
-
-_TINY = 2.0**-100
-_SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["linear_sums"]
 
 
 def linear_sums(input: Tensor, c: W4Canonical) -> Tensor:
@@ -37,59 +33,3 @@ def linear_sums(input: Tensor, c: W4Canonical) -> Tensor:
         if c.weight_min is not None:
             total = total + sums.to(torch.float32) * c.weight_min[:, g]
     return total * row_scale.unsqueeze(-1)
-
-
-def round_to_nearest(
-    weight: Tensor,
-    group_size: int,
-    *,
-    symmetric: bool = True,
-    scale_dtype: torch.dtype = torch.bfloat16,
-    bias: Tensor | None = None,
-    input_mode: str = "dynamic_symmetric",
-    activation: str = "none",
-) -> W4Canonical:
-    """Quantize a float weight to four bits, each value to the nearest.
-
-    Args:
-        weight: float ``[out, in]``.
-        group_size: inputs that share a scale; more than there are means all.
-        symmetric: values -8 to 7 around zero; else 0 to 15 with a zero point for each group.
-        scale_dtype: of the scales, which are rounded to it before the weights are.
-
-    Raises:
-        TypeError: not floating point. ValueError: not ``[out, in]``, NaN or infinity, or a bad group size.
-
-    Source: Frantar et al. 2023, "GPTQ", section 2 (round-to-nearest, RTN).
-    """
-    weight = check_weight("round_to_nearest", weight).detach().to(torch.float32)
-    if weight.dim() != 2:
-        raise ValueError(f"round_to_nearest: `weight` must be [out, in], got shape {list(weight.shape)}")
-    if scale_dtype not in _SCALE_DTYPES:
-        raise TypeError(f"round_to_nearest: `scale_dtype` must be one of {_SCALE_DTYPES}, got {scale_dtype}")
-    out, inputs = weight.shape
-    group_size = min(group_size, inputs)
-    groups = -(-inputs // group_size)
-    padded = torch.nn.functional.pad(weight, (0, groups * group_size - inputs)).view(out, groups, group_size)
-    zero_point = None
-    if symmetric:
-        # The largest magnitude becomes 7.5 steps: both 7 and 8 of them are half a step from it.
-        scale = _storable(padded.abs().amax(-1) / 7.5, scale_dtype)
-        zero = torch.full_like(scale, 8.0)
-    else:
-        low, high = padded.amin(-1).clamp(max=0.0), padded.amax(-1).clamp(min=0.0)
-        scale = _storable((high - low) / 15.0, scale_dtype)
-        zero = torch.round(-low / scale).clamp(0, 15)
-        zero_point = zero.to(torch.uint8)
-    values = (torch.round(padded / scale.unsqueeze(-1)) + zero.unsqueeze(-1)).clamp(0, 15)
-    flat = values.reshape(out, -1)[:, :inputs].to(torch.uint8)
-    own = None if bias is None else bias.detach().to(torch.float32)
-    return W4Canonical(
-        pack_nibbles(flat), scale.to(scale_dtype), own, inputs, group_size, input_mode, zero_point, None, activation
-    )
-
-
-def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as they will be stored: in range of the dtype, normal, positive."""
-    info = torch.finfo(dtype)
-    return scale.clamp(min=max(_TINY, info.smallest_normal), max=info.max).to(dtype).to(torch.float32)

@@ -1,4 +1,4 @@
-"""Putting int8 layers into a model: all of them or none, and the decisions about them."""
+"""Putting quantized layers into a model: all of them or none, and the decisions about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from fastcompress.models.calibrate import run_batch
 from fastcompress.models.replace import replace_modules, restore_modules
-from fastcompress.nn import QuantizedLayer
+from fastcompress.nn import GroupQuantLinear, QuantizedLayer
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.plan import Plan
 from fastcompress.record import LayerDecision
@@ -19,7 +19,9 @@ __all__ = ["commit", "log_skipped"]
 logger = logging.getLogger("fastcompress")
 
 
-def commit(plan: Plan, built: Mapping[str, QuantizedLayer], norms: Mapping[nn.Module, nn.Module]) -> nn.Module:
+def commit(
+    plan: Plan, built: Mapping[str, QuantizedLayer | GroupQuantLinear], norms: Mapping[nn.Module, nn.Module]
+) -> nn.Module:
     """Put everything in place, try the model once, and write the decisions down."""
     replacements: dict[nn.Module, nn.Module] = dict(norms)
     fused: dict[str, list[str]] = {}
@@ -61,9 +63,10 @@ def _try(root: nn.Module, plan: Plan) -> None:
         raise
 
 
-def _quantized_decision(job: Job, layer: QuantizedLayer) -> LayerDecision:
+def _quantized_decision(job: Job, layer: QuantizedLayer | GroupQuantLinear) -> LayerDecision:
+    unmeasured = "for its size, not measured" if layer.input_mode == "float" else "not measured"
     verdict = job.verdict
-    reasons = [verdict.reason if verdict is not None else "not measured"]
+    reasons = [verdict.reason if verdict is not None else unmeasured]
     if job.fusion.held_back:
         reasons.append(job.fusion.held_back)
     if len(job.candidate.names) > 1:

@@ -1,4 +1,4 @@
-"""One layer on its way to int8: what is known about it, and the float and int8 layers made from that."""
+"""One layer on its way to int8 or four bits: what is known about it, and the layers made from that."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ from fastcompress.models.adapters import Adapted
 from fastcompress.models.copying import plain_copy
 from fastcompress.models.speed import Inputs, SpeedCase, Verdict, choose_inputs, default_inputs
 from fastcompress.models.targets import Candidate
-from fastcompress.nn import QuantConv2d, QuantizedLayer, QuantLinear, SparseQuantConv2d, SparseQuantLinear
+from fastcompress.nn import (
+    GroupQuantLinear,
+    QuantConv2d,
+    QuantizedLayer,
+    QuantLinear,
+    SparseQuantConv2d,
+    SparseQuantLinear,
+)
 from fastcompress.nn.mask import only_masked
 from fastcompress.nn.orders import NATURAL, Orders
+from fastcompress.ops import W4Canonical, W8Canonical
 from fastcompress.quantization.bias_correction import ChannelMean, corrected_bias, expected_output_shift
 from fastcompress.quantization.fixed import FixedScales
 from fastcompress.quantization.fold import fold_batchnorm
 from fastcompress.quantization.fuse import Fusion
+from fastcompress.quantization.group_layer import grouped_layer
 from fastcompress.quantization.observers import Observer, make_observer
 from fastcompress.quantization.qparams import quantize_weight, weight_scales
 from fastcompress.quantization.smooth import ChannelAbsMax
@@ -30,7 +39,7 @@ __all__ = ["Job"]
 
 @dataclass(eq=False)
 class Job:
-    """One layer that is (perhaps) going to be int8.
+    """One layer that is (perhaps) going to be quantized.
 
     Attributes:
         candidate: the module and its names.
@@ -42,6 +51,7 @@ class Job:
         layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
         input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
         fixed: the scales that the int8 layer must have; None where they are found.
+        weights: what the algorithm of a scheme with groups found; None where each is rounded to the nearest.
         observer, mean, absmax: watch the (divided) input during calibration.
     """
 
@@ -55,6 +65,7 @@ class Job:
     layer: nn.Linear | nn.Conv2d | None = None
     input_divisor: Tensor | None = None
     fixed: FixedScales | None = None
+    weights: W4Canonical | W8Canonical | None = None
     observer: Observer | None = None
     mean: ChannelMean | None = None
     absmax: ChannelAbsMax | None = None
@@ -112,14 +123,17 @@ class Job:
             # In float32, in which it is rounded: another dtype would change the integers.
             self.layer.float().weight = nn.Parameter(self.fixed.weight, requires_grad=False)
 
-    def quantized(self, config: QuantConfig) -> QuantizedLayer:
-        """The int8 layer.
+    def quantized(self, config: QuantConfig) -> QuantizedLayer | GroupQuantLinear:
+        """The quantized layer.
 
         Raises:
             ValueError: the observer saw nothing, or the weights cannot be quantized.
         """
         layer = self.layer
         assert layer is not None
+        if config.kind.grouped:
+            assert isinstance(layer, nn.Linear)
+            return grouped_layer(layer, config, self.fusion.activation, self.weights)
         scale, zero_point = 1.0, 0
         if self.observer is not None:
             scale, zero_point = self.observer.qparams(symmetric=config.symmetric_activations)
@@ -147,8 +161,8 @@ class Job:
             made = linear_class.from_float(layer, **options)
         return made.to(self.plain.weight.dtype).eval()
 
-    def trial(self, config: QuantConfig, modules: Mapping[str, nn.Module]) -> QuantizedLayer:
-        """The int8 layer as it would be now, to be measured."""
+    def trial(self, config: QuantConfig, modules: Mapping[str, nn.Module]) -> QuantizedLayer | GroupQuantLinear:
+        """The quantized layer as it would be now, to be measured."""
         if self.layer is None:
             self.fold(modules)
         return self.quantized(config)
@@ -182,7 +196,8 @@ class Job:
             self.fusion.activation,
             *self.notes,  # a block-sparse layer's time depends on its density
         )
-        return SpeedCase(self.name, key, self.inputs, dense, quantized, group)
+        label = "four-bit" if config.kind.weight_bits == 4 else "int8"
+        return SpeedCase(self.name, key, self.inputs, dense, quantized, group, label)
 
 
 def _bias_corrected(layer: nn.Linear | nn.Conv2d, weight_scale: Tensor, input_mean: Tensor) -> nn.Linear | nn.Conv2d:

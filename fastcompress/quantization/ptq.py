@@ -237,11 +237,13 @@ def _fixed_norm(plan: Plan, job: Job) -> str | None:
 def _measure(plan: Plan) -> None:
     """The speed contract: drop what is not faster, then see again what can be fused among the rest."""
     _fuse(plan)
-    measuring = plan.timer is not None and plan.config.only_if_faster
+    kind = plan.config.kind
+    measuring = plan.timer is not None and plan.config.only_if_faster and not kind.weight_only
     if measuring:
         for job in plan.jobs.values():
             job.find_inputs(None if plan.flow is None else plan.flow.inputs)
-    choose_forms(plan.jobs.values(), plan.config, plan.modules, plan.timer if measuring else None)
+    if not kind.grouped:
+        choose_forms(plan.jobs.values(), plan.config, plan.modules, plan.timer if measuring else None)
     if plan.timer is None or not measuring:
         return
     cases = []

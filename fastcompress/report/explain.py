@@ -25,7 +25,7 @@ from fastcompress.report.rows import LayerRow, layer_rows
 __all__ = ["Explanation", "LayerRow", "explain"]
 
 #: The sentence of `fastcompress.models.speed` that the columns "dense ms" to "speed-up" repeat.
-_MEASUREMENT = re.compile(r"(int8|sparse) measured \S+× as fast as dense here")
+_MEASUREMENT = re.compile(r"(int8|four-bit|sparse) measured \S+× as fast as dense here")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Explanation:
 
     def __rich__(self) -> Table:
         measured = self.total_seconds is not None
-        compressed = "compressed ms" if any(row.action == "sparse" for row in self.rows) else "int8 ms"
+        only_int8 = all(row.action != "sparse" and "_w4_" not in row.kernel for row in self.rows)
+        compressed = "int8 ms" if only_int8 else "compressed ms"
         columns = [("layer", "left"), ("kind", "left"), ("shape", "left"), ("runs on", "left"), ("fused", "left")]
         columns += [("blocks", "left"), ("pays from", "right")]
         columns += [("dense ms", "right"), (compressed, "right"), ("speed-up", "right")]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcompress.nn import BlockSparse, PackedLayer, QuantizedLayer
+from fastcompress.nn import BlockSparse, GroupQuantized, PackedLayer, QuantizedLayer
 from fastcompress.nn.blocks import block_name
 from fastcompress.nn.conv2d import PackedConv2d
 from fastcompress.nn.linear import PackedLinear
@@ -29,7 +29,7 @@ class LayerRow:
         shape: ``"768→3072"`` for a linear, ``"3×3 32→64 /2"`` for a convolution with stride 2.
         kernel: the kernel that runs it; empty for torch's own.
         isa: the instruction set its weights are packed for; empty for torch's own.
-        input_mode: how it gets its u8 activations; empty when it is not quantized.
+        input_mode: how it gets its activations; empty when it is not quantized.
         activation: the fused activation, or ``"none"``.
         dense_seconds, quantized_seconds: one call, dense and compressed, measured when the model was quantized or
             converted; None when it was not.
@@ -82,7 +82,7 @@ def _row(name: str, module: nn.Module, decision: LayerDecision | None) -> LayerR
     if decision is not None:
         facts["activation"] = decision.activation
     if isinstance(module, PackedLayer):
-        action = "quantized" if isinstance(module, QuantizedLayer) else "sparse"
+        action = "quantized" if isinstance(module, QuantizedLayer | GroupQuantized) else "sparse"
         facts |= _facts(module)
     # A record may be older than what was put in the module's place since.
     if decision is not None and action == "dense" and decision.action not in ("quantized", "sparse"):

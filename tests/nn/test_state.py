@@ -95,7 +95,7 @@ def test_pickle_holds_no_blob() -> None:
     reduced: Any = layer.__reduce_ex__(4)
     state = reduced[2]
     assert "packed" not in state["_buffers"]
-    assert state["_canonical"]["weight"].dtype == torch.int8
+    assert state["_canonical"].weight.dtype == torch.int8
 
 
 def _state(**changes: Any) -> dict[str, Any]:

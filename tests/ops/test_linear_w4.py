@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastcompress.errors import PackedBlobError
 from fastcompress.ops import W4Canonical, check, info, native, pack, reference, reference_w4, unpack
-from fastcompress.ops.arithmetic_w4 import round_to_nearest
 from fastcompress.ops.blob_checksum import blob_checksum
 from fastcompress.ops.canonical_w4 import pack_nibbles, unpack_nibbles
+from fastcompress.ops.rounding import round_to_nearest
 from tests.ops.cases import rng
 
 #: Where the header (blob.h) says how large a group is.

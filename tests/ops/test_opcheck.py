@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastcompress.ops import BlockCSR, SparseCanonical, pack, schemas
-from fastcompress.ops.arithmetic_w4 import round_to_nearest
 from fastcompress.ops.chain import Window
 from fastcompress.ops.chain_program import ChainStep, pack_chain
+from fastcompress.ops.rounding import round_to_nearest
 from tests.ops.cases import canonical_conv2d, canonical_linear, rng
 
 OPS = torch.ops.fastcompress

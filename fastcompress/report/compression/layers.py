@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcompress.nn import BlockSparse, PackedLayer, QuantizedLayer
+from fastcompress.nn import BlockSparse, GroupQuantized, PackedLayer, QuantizedLayer
 from fastcompress.nn.mask import mask_module
 from fastcompress.report.explain import explain
 
@@ -58,6 +58,8 @@ def _sparsity(module: nn.Module | None) -> float | None:
 def _precision(module: nn.Module) -> str:
     if isinstance(module, QuantizedLayer):
         return "int8"
+    if isinstance(module, GroupQuantized):
+        return f"int{module.weight_bits}"
     if isinstance(module, BlockSparse):
         return _NAMES.get(module.canonical().blocks.dtype, str(module.canonical().blocks.dtype))
     weight = getattr(module, "weight", None)

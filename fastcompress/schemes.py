@@ -1,0 +1,50 @@
+"""The schemes of `quantize`: what becomes of weights and activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ALGORITHMS", "SCALE_DTYPES", "SCHEMES", "Scheme"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One scheme.
+
+    Attributes:
+        input_mode: how a layer gets its activations: static, dynamic (int8 by token), dynamic_symmetric, or float (as
+            they come).
+        weight_bits: 4 or 8.
+        group_size: default number of inputs that share a scale, -1 for the whole row; None where scales are by channel
+            and cannot be otherwise.
+    """
+
+    input_mode: str
+    weight_bits: int = 8
+    group_size: int | None = None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether weights have scales by group."""
+        return self.group_size is not None
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay float."""
+        return self.input_mode == "float"
+
+
+#: Name of a scheme → what it is.
+SCHEMES: dict[str, Scheme] = {
+    "W8A8": Scheme("static"),
+    "W8A8-dynamic": Scheme("dynamic"),
+    "W4A8": Scheme("dynamic_symmetric", 4, 128),
+    "W4A16": Scheme("float", 4, 128),
+    "W8A16": Scheme("float", 8, -1),
+}
+
+#: How weights in groups are found: round-to-nearest; half-quadratic; by the layer's error on calibration data.
+ALGORITHMS: tuple[str, ...] = ("rtn", "hqq", "gptq", "awq")
+
+#: What scales of groups are stored as.
+SCALE_DTYPES: tuple[str, ...] = ("bfloat16", "float16", "float32")
