@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.sparse_targets import sparse_targets
 from benchmarks.target import Target, shape_name
+from benchmarks.w4_targets import w4_targets
 
 __all__ = ["LINEAR_SHAPES", "TARGETS", "Target", "by_key", "shape_name"]
 
@@ -140,7 +141,13 @@ def model_targets() -> list[Target]:
     return rows
 
 
-TARGETS: tuple[Target, ...] = (*linear_targets(), *conv_targets(), *sparse_targets(), *model_targets())
+TARGETS: tuple[Target, ...] = (
+    *linear_targets(),
+    *w4_targets(),
+    *conv_targets(),
+    *sparse_targets(),
+    *model_targets(),
+)
 
 
 def by_key(key: str) -> Target:

@@ -28,6 +28,7 @@ __all__ = [
     "CALIBRATION_PHOTOS",
     "EVALUATION_PHOTOS",
     "Split",
+    "documents",
     "embed",
     "load_efficientnet_lite0",
     "load_minilm",
@@ -63,8 +64,11 @@ EVALUATION_PHOTOS: tuple[str, ...] = (
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "et al.", "cf.", "vs.", "Dr.", "Mr.", "St.", "U.S.")
 
 
+_SPLITS: tuple[Split, ...] = ("calibration", "evaluation")
+
+
 def _check_split(split: str) -> None:
-    if split not in ("calibration", "evaluation"):
+    if split not in _SPLITS:
         raise ValueError(f"split must be 'calibration' or 'evaluation', got {split!r}")
 
 
@@ -147,13 +151,24 @@ def _sentences_of(document: str) -> list[str]:
     return found
 
 
+def documents(split: Split) -> list[str]:
+    """Return the whole documents of a split, in the order of their names.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    _check_split(split)
+    return [
+        text
+        for name, text in sorted(_documents().items())
+        if (zlib.crc32(name.encode()) % 4 == 0) == (split == "calibration")
+    ]
+
+
 @cache
 def _sentence_pool(split: str) -> tuple[str, ...]:
     """Every sentence of a split; a hash of its name sends one document in four to calibration."""
-    pools: dict[str, list[str]] = {"calibration": [], "evaluation": []}
-    for name, text in sorted(_documents().items()):
-        home = "calibration" if zlib.crc32(name.encode()) % 4 == 0 else "evaluation"
-        pools[home].extend(_sentences_of(text))
+    pools = {part: [s for text in documents(part) for s in _sentences_of(text)] for part in _SPLITS}
     # The reference repeats some passages under several topics: a sentence that calibration has seen is not judged on.
     seen = set(pools["calibration"]) if split == "evaluation" else set()
     unique = sorted(set(pools[split]) - seen)

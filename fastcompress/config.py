@@ -43,7 +43,8 @@ class QuantConfig:
             (``"W4A16"``, ``"W8A16"``) always replace: they are for size as well.
         algorithm: how weights in groups are found: ``"rtn"`` (each to the nearest), ``"hqq"`` (no data), ``"gptq"`` and
             ``"awq"`` (calibration data).
-        algorithm_options: keyword arguments of the algorithm.
+        algorithm_options: fields of `fastcompress.quantization.groupwise.GroupwiseOptions`, and ``checkpoint_dir``, a
+            directory where ``"gptq"`` and ``"awq"`` keep finished blocks and go on after an interruption.
         group_size: inputs that share a scale, a multiple of 8; -1 is the whole row. None: 128 for four bits, the whole
             row for eight.
         symmetric_weights: weights in groups lie around zero; False (four bits only): each group has a zero point.
@@ -163,8 +164,6 @@ class QuantConfig:
             return
         if kind.weight_bits == 8 and not self.symmetric_weights:
             raise ValueError("QuantConfig: symmetric_weights=False is for four bits; int8 weights have no zero points")
-        if self.algorithm_options and self.algorithm == "rtn":
-            raise ValueError(f"QuantConfig: algorithm 'rtn' has no options, got {self.algorithm_options!r:.80}")
         if self.bias_correction or (kind.weight_only and self.smoothquant is not None):
             name = "bias_correction" if self.bias_correction else "smoothquant"
             raise ValueError(

@@ -21,6 +21,7 @@ __all__ = [
     "block_bound",
     "dot_bound",
     "folded_bound",
+    "group_bound",
     "output_bound",
     "real_activation_bound",
     "rounded_bound",
@@ -84,6 +85,22 @@ def block_bound(terms: NDArray[np.int64], absolute: NDArray[np.float64]) -> NDAr
     """
     k = terms.astype(np.float64)
     return BLOCK_SUM_FACTOR * _U * k * absolute + k * 2.0**-149
+
+
+#: Roundings that a product of a weight-only layer meets beside those of the additions in its group and of the groups:
+#: its own, that of the zero point (which joins the group), of the scale, and of the product with the minimum.
+GROUP_STEPS = 4
+
+
+def group_bound(group_size: int, groups: int, absolute: NDArray[np.float64]) -> NDArray[np.float64]:
+    """c * u * (g + 2 G + 4) * size for float32 sums by groups: G groups of at most g inputs.
+
+    ``absolute`` = sum |a| ((|q - c| + |z - c|) s + |minimum|), c the middle of the codes (0 with minima). Whatever the
+    order inside a group, a product meets at most g roundings there, and a sum of inputs as many; at most two additions
+    for each group then join it. c and the ways in which small results round are those of `block_bound`.
+    """
+    steps = float(group_size + 2 * groups + GROUP_STEPS)
+    return BLOCK_SUM_FACTOR * _U * steps * absolute + steps * 2.0**-149
 
 
 def added_bound(error: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:

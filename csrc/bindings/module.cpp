@@ -5,6 +5,7 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "fastcompress' native kernels on raw buffers; see docs/architecture.md, section 6.";
     fastcompress::bindings::add_cpu(m);
     fastcompress::bindings::add_packing(m);
+    fastcompress::bindings::add_groups(m);
     fastcompress::bindings::add_quantizers(m);
     fastcompress::bindings::add_layers(m);
 }

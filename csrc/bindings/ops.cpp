@@ -13,19 +13,9 @@ namespace {
 
 using std::optional;
 
-void check_packed(const Tensor& packed, const char* op) {
-    check_cpu(packed, op, "packed");
-    if (packed.scalar_type() != ScalarType::Byte)
-        refuse_type(op, "packed has dtype ", dtype_text(packed.scalar_type()),
-                    ", allowed: uint8; pass what fastcompress.ops.pack returned");
-    if (packed.dim() != 1 || !packed.is_contiguous())
-        refuse(op, "packed has shape ", shape_text(packed), packed.is_contiguous() ? "" : " and gaps in memory",
-               ", it must be 1-D and contiguous; pass what fastcompress.ops.pack returned");
-}
-
 DType input_dtype(const Tensor& input, const BlobHeader& blob, const char* op) {
     check_cpu(input, op, "input");
-    if (has_real_weights(blob) || is_four_bit(blob))
+    if (has_real_weights(blob) || is_grouped(blob))
         return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16}, op, "input");
     return kernel_dtype(input.scalar_type(), {DType::f32, DType::bf16, DType::f16, DType::u8}, op, "input");
 }
@@ -144,7 +134,10 @@ Tensor linear(const char* op, const Tensor& input, const Tensor& packed, int64_t
         call.row_zero_point = static_cast<const int32_t*>(zero->data_ptr());
     }
     call.threads.limit = threads();
-    const auto run = is_four_bit(blob) ? linear_w4 : has_real_weights(blob) ? linear_bsr : linear_w8a8;
+    const auto run = is_four_bit(blob)        ? linear_w4
+                     : is_grouped(blob)       ? linear_w8
+                     : has_real_weights(blob) ? linear_bsr
+                                              : linear_w8a8;
     run(blob, call);
     return out;
 }
@@ -164,6 +157,11 @@ Tensor linear_bsr_op(const Tensor& input, const Tensor& packed, int64_t out_feat
 Tensor linear_w4_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
                     optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point) {
     return linear("linear_w4", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, {}, {});
+}
+
+Tensor linear_w8_op(const Tensor& input, const Tensor& packed, int64_t out_features, const optional<Tensor>& residual,
+                    optional<ScalarType> out_dtype, double out_scale, int64_t out_zero_point) {
+    return linear("linear_w8", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, {}, {});
 }
 
 // Whether a 4-D tensor lies in channels-last order. Where both orders fit (one channel, one pixel), the strides of the
@@ -315,18 +313,19 @@ STABLE_TORCH_LIBRARY(fastcompress, m) {
         "linear_w8a8(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
         "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0, Tensor? input_scale=None, "
         "Tensor? input_zero_point=None) -> Tensor");
-    m.def(
-        "linear_w4(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
-        "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0) -> Tensor");
-    m.def(
-        "linear_bsr(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
-        "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0) -> Tensor");
+    for (const char* name : {"linear_w4", "linear_w8", "linear_bsr"})
+        m.def((std::string(name) + "(Tensor input, Tensor packed, int out_features, Tensor? residual=None, "
+                                   "ScalarType? out_dtype=None, float out_scale=1.0, int out_zero_point=0) -> Tensor")
+                  .c_str());
     for (const char* name : {"conv2d_w8a8", "conv2d_bsr"})
         m.def((std::string(name) +
                "(Tensor input, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding, "
                "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
                "int out_zero_point=0) -> Tensor")
                   .c_str());
+    m.def(
+        "embedding_packed(Tensor indices, Tensor packed, int num_embeddings, int embedding_dim, "
+        "ScalarType out_dtype) -> Tensor");
     m.def(
         "conv2d_chain(Tensor input, Tensor program, int out_channels, int[] height, int[] width, "
         "ScalarType out_dtype) -> Tensor");
@@ -337,6 +336,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcompress, CPU, m) {
     m.impl("quantize_per_token", TORCH_BOX(&quantize_per_token_op));
     m.impl("linear_w8a8", TORCH_BOX(&linear_w8a8_op));
     m.impl("linear_w4", TORCH_BOX(&linear_w4_op));
+    m.impl("linear_w8", TORCH_BOX(&linear_w8_op));
     m.impl("linear_bsr", TORCH_BOX(&linear_bsr_op));
     m.impl("conv2d_w8a8", TORCH_BOX(&conv2d_w8a8_op));
     m.impl("conv2d_bsr", TORCH_BOX(&conv2d_bsr_op));

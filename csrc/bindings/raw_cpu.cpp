@@ -40,17 +40,23 @@ py::list kernels() {
     py::list rows;
     for (Isa isa : compiled_isas()) {
         const KernelTable& t = table_for(isa);
-        for (const char* family : {"linear_w8a8", "conv2d_w8a8", "quantize"}) {
-            const bool gemm = std::string(family) != "quantize";
+        const auto add = [&](const char* family, const std::string& kernel, const char* tile) {
             py::dict row;
             row["family"] = family;
             row["isa"] = t.name;
-            row["kernel"] = std::string(family) + "_" + t.name;
-            row["tile"] = gemm ? t.gemm_name : "";
+            row["kernel"] = kernel + "_" + t.name;
+            row["tile"] = tile;
             row["supported"] = isa_supported(isa);
             row["chosen"] = &t == &current_table();
             rows.append(row);
-        }
+        };
+        const WeightOnlyTable& w = t.weight_only;
+        add("linear_w8a8", "linear_w8a8", t.gemm_name);
+        add("conv2d_w8a8", "conv2d_w8a8", t.gemm_name);
+        add("linear_w4", "linear_w4a8", t.nibbles.name);
+        add("linear_w4", "linear_w4a16", w.name);
+        add("linear_w8", "linear_w8a16", w.name);
+        add("quantize", "quantize", "");
     }
     return rows;
 }

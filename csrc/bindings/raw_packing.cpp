@@ -10,19 +10,10 @@
 #include "families.h"
 #include "fastcompress/blob.h"
 #include "module.h"
+#include "raw_packing.h"
 
 namespace fastcompress::bindings {
 namespace {
-
-const BlobHeader& open(const Buffer& packed) {
-    return open_blob(static_cast<const uint8_t*>(packed.data()), packed.size(), true);
-}
-
-std::vector<py::ssize_t> weight_shape(const BlobHeader& h) {
-    std::vector<py::ssize_t> shape{h.out_channels, h.in_channels};
-    if (h.weight_rank == 4) shape.insert(shape.end(), {h.kernel_h, h.kernel_w});
-    return shape;
-}
 
 template <class T>
 T checked_code(int code, int count, const char* argument) {
@@ -40,10 +31,11 @@ py::array_t<uint8_t> aligned_array(int64_t bytes) {
     return py::array_t<uint8_t>(bytes, static_cast<uint8_t*>(memory), owner);
 }
 
-// What dense and block-sparse layers have in common; the buffers stay alive with it.
-struct Channels {
-    Buffer scale, bias;
-};
+}  // namespace
+
+const BlobHeader& open_any(const Buffer& packed) {
+    return open_blob(static_cast<const uint8_t*>(packed.data()), packed.size(), true);
+}
 
 Channels read_channels(const char* op, const py::object& weight_scale, const py::object& bias, int64_t channels,
                        LayerSpec& spec) {
@@ -79,6 +71,14 @@ py::array packed(const LayerSpec& spec) {
         pack_blob(spec, data, bytes);
     }
     return blob;
+}
+
+namespace {
+
+std::vector<py::ssize_t> weight_shape(const BlobHeader& h) {
+    std::vector<py::ssize_t> shape{h.out_channels, h.in_channels};
+    if (h.weight_rank == 4) shape.insert(shape.end(), {h.kernel_h, h.kernel_w});
+    return shape;
 }
 
 py::array pack(const py::object& weight, const py::object& weight_scale, const py::object& bias, int input_mode,
@@ -158,85 +158,6 @@ py::array pack_bsr(const py::object& crow, const py::object& col, const py::obje
     return packed(spec);
 }
 
-py::array pack_w4(const py::object& weight_packed, int64_t in_features, const py::object& weight_scale,
-                  const std::string& scale_dtype, const py::object& zero_point, const py::object& minimum,
-                  const py::object& bias, int64_t group_size, int input_mode, int activation) {
-    const char* op = "pack_w4";
-    const Buffer words = input(weight_packed, {DType::i32}, op, "weight_packed");
-    if (in_features < 1 || in_features > kMaxK)
-        throw py::value_error("pack_w4: in_features is " + std::to_string(in_features) + ", allowed: 1 to " +
-                              std::to_string(kMaxK));
-    if (words.rank() != 2 || words.dim(1) != ceil_div(in_features, 8))
-        bad_shape(op, "weight_packed", words, "[out, ceil(in / 8)]");
-    if (group_size < 1 || group_size > in_features)
-        throw py::value_error("pack_w4: group_size is " + std::to_string(group_size) + ", allowed: 1 to in_features");
-    const int64_t out = words.dim(0), groups = ceil_div(in_features, group_size);
-    const std::string per_group = "[" + std::to_string(out) + ", " + std::to_string(groups) + "], one per group";
-    const auto check = [&](const char* name, const Buffer& b) {
-        if (b.rank() != 2 || b.dim(0) != out || b.dim(1) != groups) bad_shape(op, name, b, per_group);
-    };
-    NibbleSpec nibbles;
-    nibbles.words = static_cast<const uint8_t*>(words.data());
-    nibbles.row_bytes = words.dim(1) * 4;
-    nibbles.group_size = group_size;
-    nibbles.scale_dtype = parse_dtype(scale_dtype, op, "scale_dtype", {DType::f32, DType::bf16, DType::f16});
-    const Buffer scale = input(weight_scale, {nibbles.scale_dtype}, op, "weight_scale");
-    check("weight_scale", scale);
-    nibbles.scale = scale.data();
-    Buffer zero, low;
-    if (!zero_point.is_none()) {
-        zero = input(zero_point, {DType::u8}, op, "zero_point");
-        check("zero_point", zero);
-        nibbles.zero_point = static_cast<const uint8_t*>(zero.data());
-    }
-    if (!minimum.is_none()) {
-        low = input(minimum, {DType::f32}, op, "minimum");
-        check("minimum", low);
-        nibbles.minimum = static_cast<const float*>(low.data());
-    }
-    LayerSpec spec;
-    const Channels channels = read_channels(op, py::none(), bias, out, spec);
-    spec.nibbles = &nibbles;
-    spec.in_channels = in_features;
-    read_input(input_mode, 1.0f, 0, activation, spec);
-    return packed(spec);
-}
-
-py::dict unpack_w4(const py::object& packed) {
-    const Buffer blob = input(packed, {DType::u8}, "unpack_w4", "packed");
-    const BlobHeader& h = open(blob);
-    if (!is_four_bit(h)) throw py::value_error("unpack_w4: the packed weights are not four-bit ones");
-    const int64_t groups = group_count(h), words = ceil_div(h.in_channels, 8);
-    const auto zeros = [&](const py::array& a) {
-        std::memset(const_cast<void*>(a.data()), 0, static_cast<size_t>(a.nbytes()));
-        return a;
-    };
-    const py::array weight = zeros(py::array_t<int32_t>({h.out_channels, words}));
-    const std::vector<py::ssize_t> grouped{h.out_channels, groups};
-    const py::array scale = static_cast<DType>(h.scale_dtype) == DType::f32 ? zeros(py::array_t<float>(grouped))
-                                                                            : zeros(py::array_t<uint16_t>(grouped));
-    const auto kind = static_cast<ZeroKind>(h.zero_kind);
-    const py::array zero = zeros(py::array_t<uint8_t>(grouped)), low = zeros(py::array_t<float>(grouped));
-    unpack_nibbles(h, static_cast<uint8_t*>(const_cast<void*>(weight.data())), words * 4,
-                   const_cast<void*>(scale.data()),
-                   kind == ZeroKind::zero_point ? static_cast<uint8_t*>(const_cast<void*>(zero.data())) : nullptr,
-                   kind == ZeroKind::minimum ? static_cast<float*>(const_cast<void*>(low.data())) : nullptr);
-    py::array_t<float> bias(h.has_bias ? h.out_channels : 0);
-    if (h.has_bias) unpack_channels(h, blob_bias(h), bias.mutable_data());
-    py::dict d;
-    d["weight_packed"] = weight;
-    d["in_features"] = h.in_channels;
-    d["weight_scale"] = scale;
-    d["scale_dtype"] = dtype_name(static_cast<DType>(h.scale_dtype));
-    d["zero_point"] = kind == ZeroKind::zero_point ? py::object(zero) : py::none();
-    d["minimum"] = kind == ZeroKind::minimum ? py::object(low) : py::none();
-    d["bias"] = h.has_bias ? py::object(bias) : py::none();
-    d["group_size"] = h.group_size;
-    d["input_mode"] = h.input_mode;
-    d["activation"] = h.activation;
-    return d;
-}
-
 // Everything but the weight.
 void add_parameters(const BlobHeader& h, py::dict& d) {
     py::array_t<float> scale(has_real_weights(h) ? 0 : h.out_channels), bias(h.has_bias ? h.out_channels : 0);
@@ -259,7 +180,7 @@ py::array values_array(const BlobHeader& h) {
 
 py::dict unpack_bsr(const py::object& packed) {
     const Buffer blob = input(packed, {DType::u8}, "unpack_bsr", "packed");
-    const BlobHeader& h = open(blob);
+    const BlobHeader& h = open_any(blob);
     if (!is_block_sparse(h)) throw py::value_error("unpack_bsr: the packed weights are dense; use unpack_w8a8");
     py::array_t<int32_t> crow(h.out_channels / h.block_h + 1), col(h.blocks);
     py::array values = values_array(h);
@@ -275,7 +196,7 @@ py::dict unpack_bsr(const py::object& packed) {
 
 py::dict unpack(const py::object& packed) {
     const Buffer blob = input(packed, {DType::u8}, "unpack_w8a8", "packed");
-    const BlobHeader& h = open(blob);
+    const BlobHeader& h = open_any(blob);
     if (is_block_sparse(h)) throw py::value_error("unpack_w8a8: the packed weights are block-sparse; use unpack_bsr");
     py::array_t<int8_t> weight(weight_shape(h));
     const uint8_t* data = static_cast<const uint8_t*>(blob.data());
@@ -293,7 +214,7 @@ py::dict unpack(const py::object& packed) {
 
 py::dict info(const py::object& packed) {
     const Buffer blob = input(packed, {DType::u8}, "blob_info", "packed");
-    const BlobHeader& h = open(blob);
+    const BlobHeader& h = open_any(blob);
     py::dict d;
     d["layout_version"] = h.version;
     d["family"] = operator_of(h);
@@ -309,7 +230,7 @@ py::dict info(const py::object& packed) {
     d["input_scale"] = h.input_scale;
     d["input_zero_point"] = h.input_zero_point;
     d["activation"] = h.activation;
-    if (is_four_bit(h)) {
+    if (is_grouped(h)) {
         d["group_size"] = h.group_size;
         d["scale_dtype"] = dtype_name(static_cast<DType>(h.scale_dtype));
     }
@@ -336,7 +257,7 @@ void add_packing(py::module_& m) {
     const char* names[kActivationCount] = {"none",      "relu", "relu6",     "gelu",
                                            "gelu_tanh", "silu", "hardswish", "hardsigmoid"};
     for (int i = 0; i < kActivationCount; ++i) activations[names[i]] = i;
-    const char* mode_names[kInputModeCount] = {"static", "dynamic", "dynamic_symmetric"};
+    const char* mode_names[kInputModeCount] = {"static", "dynamic", "dynamic_symmetric", "float"};
     for (int i = 0; i < kInputModeCount; ++i) modes[mode_names[i]] = i;
     m.attr("ACTIVATIONS") = activations;
     m.attr("INPUT_MODES") = modes;
@@ -350,11 +271,6 @@ void add_packing(py::module_& m) {
         py::arg("input_zero_point") = 0, py::arg("activation") = 0,
         "Pack block-CSR weights: crow [out / bh + 1], col [blocks] int32, values [blocks, bh, bw] of the matrix [out, "
         "kh * kw * in]: int8 (with weight_scale), float32 or bfloat16 (as uint16). Every index is checked.");
-    m.def("pack_w4", &pack_w4, py::arg("weight_packed"), py::arg("in_features"), py::arg("weight_scale"),
-          py::arg("scale_dtype"), py::arg("zero_point"), py::arg("minimum"), py::arg("bias"), py::arg("group_size"),
-          py::arg("input_mode"), py::arg("activation"),
-          "Pack four-bit weights, int32 [out, ceil(in / 8)] with eight values a word, lowest bits first.");
-    m.def("unpack_w4", &unpack_w4, py::arg("packed"), "The exact inverse of pack_w4, as a dict.");
     m.def("unpack_bsr", &unpack_bsr, py::arg("packed"), "The exact inverse of pack_bsr, as a dict.");
     m.def("unpack_w8a8", &unpack, py::arg("packed"), "The exact inverse of pack_w8a8, as a dict.");
     m.def("blob_info", &info, py::arg("packed"), "What a blob's header says.");

@@ -61,6 +61,16 @@ void check_cpu(const Tensor& t, const char* op, const char* argument) {
     if (!t.is_cpu()) refuse(op, argument, " is not a CPU tensor; move it with .cpu()");
 }
 
+void check_packed(const Tensor& packed, const char* op) {
+    check_cpu(packed, op, "packed");
+    if (packed.scalar_type() != ScalarType::Byte)
+        refuse_type(op, "packed has dtype ", dtype_text(packed.scalar_type()),
+                    ", allowed: uint8; pass what fastcompress.ops.pack returned");
+    if (packed.dim() != 1 || !packed.is_contiguous())
+        refuse(op, "packed has shape ", shape_text(packed), packed.is_contiguous() ? "" : " and gaps in memory",
+               ", it must be 1-D and contiguous; pass what fastcompress.ops.pack returned");
+}
+
 Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 Tensor empty(const std::vector<int64_t>& sizes, DType dtype) {

@@ -42,6 +42,8 @@ ScalarType torch_dtype(DType type);
 std::string dtype_text(ScalarType type);  // "float32", as Python says
 
 void check_cpu(const Tensor& t, const char* op, const char* argument);
+// A blob's tensor: uint8, 1-D, contiguous.
+void check_packed(const Tensor& packed, const char* op);
 
 // Row-major, copied if it is not.
 Tensor row_major(const Tensor& t);

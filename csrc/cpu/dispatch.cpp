@@ -28,6 +28,7 @@ KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, cons
             w.depthwise ? w.depthwise : small->depthwise,
             sparse_table(isa),
             nibble_table(isa),
+            weight_only_table(isa),
             e.epilogue,
             e.quantize,
             e.widen,
@@ -140,6 +141,17 @@ const NibbleTable& nibble_table(Isa isa) {
         default:
             return kNibbles_generic;
     }
+}
+
+const WeightOnlyTable& weight_only_table(Isa isa) {
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+    if (isa >= Isa::avx512) return kWeightOnly_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+    if (isa >= Isa::avx2) return kWeightOnly_avx2;
+#endif
+    (void)isa;
+    return kWeightOnly_generic;
 }
 
 const SparseKernel* find_sparse_kernel(const KernelTable& table, DType value, int64_t block_h, int64_t block_w) {

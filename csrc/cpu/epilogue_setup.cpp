@@ -8,7 +8,7 @@ namespace fastcompress {
 
 Epilogue make_epilogue(const BlobHeader& blob, const OutputSpec& out, const char* op) {
     Epilogue e{};
-    e.real = has_real_weights(blob) || is_four_bit(blob);
+    e.real = has_real_weights(blob) || is_grouped(blob);
     e.weight_scale = blob_scales(blob);
     e.column_sum = blob_column_sums(blob);
     e.bias = blob_bias(blob);

@@ -9,13 +9,14 @@
 #include "fastcompress/w4.h"
 #include "gemm_driver.h"
 #include "quantize.h"
+#include "weight_only.h"
 #include "workspace.h"
 
 namespace fastcompress {
 namespace {
 
 constexpr int64_t kTasksPerThread = 8;
-constexpr size_t kScratch = static_cast<size_t>(kNibbleScratchElements) * sizeof(float);
+constexpr size_t kScratch = static_cast<size_t>(kNibbleScratchElements) * sizeof(float) + kNibbleScratchBytes;
 constexpr uint8_t kSignBit = 0x80;
 
 // The rows of a call as s8, with their scales and the sums of their groups.
@@ -84,6 +85,7 @@ void linear_w4(const BlobHeader& blob, const LinearCall& call) {
         throw std::invalid_argument("linear_w4: input must be f32, bf16 or f16");
     const Epilogue epilogue = make_epilogue(blob, call.out, "linear_w4");
     if (call.rows == 0) return;
+    if (static_cast<InputMode>(blob.input_mode) == InputMode::real) return run_weight_only(blob, call, epilogue);
     const KernelTable& table = table_for(static_cast<Isa>(blob.isa));
     Work work;
     work.weight_bytes = blob.panels * kPanel * blob.k_pad / 2;
@@ -96,13 +98,14 @@ void linear_w4(const BlobHeader& blob, const LinearCall& call) {
     Workspace& workspace = Workspace::local();
     workspace.reset(SignedRows::bytes(blob, call.rows) + Workspace::size(kScratch * static_cast<size_t>(threads)));
     const SignedRows rows(blob, call.rows, workspace);
-    auto* scratch = workspace.take_array<float>(kNibbleScratchElements * threads);
+    auto* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratch) * threads);
     TaskQueue quantize(call.rows, threads), products(tasks, threads);
     parallel(threads, [&](Team& team) {
         for (int64_t row; quantize.next(team, &row);) rows.prepare(table, call, blob.in_channels, row);
         team.barrier();
         NibbleProduct p = product_of(table, blob, rows, call.rows, epilogue);
-        p.c = scratch + kNibbleScratchElements * team.thread();
+        p.bytes = scratch + static_cast<int64_t>(kScratch) * team.thread();
+        p.c = reinterpret_cast<float*>(p.bytes + kNibbleScratchBytes);
         for (int64_t task; products.next(team, &task);) {
             p.panel0 = units * task / tasks * together;
             p.panel1 = std::min(blob.panels, units * (task + 1) / tasks * together);

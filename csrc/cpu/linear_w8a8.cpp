@@ -98,7 +98,8 @@ void run_columns(const LinearInput& l, const Epilogue& epilogue, int threads, Wo
 void linear_w8a8(const BlobHeader& blob, const LinearCall& call) {
     if (!is_linear(blob))
         throw std::invalid_argument("linear_w8a8: the packed weights belong to a convolution; use conv2d_w8a8");
-    if (is_four_bit(blob)) throw std::invalid_argument("linear_w8a8: the packed weights have four bits; use linear_w4");
+    if (is_grouped(blob))
+        throw std::invalid_argument("linear_w8a8: the packed weights are in groups; use linear_w4 or linear_w8");
     if (has_real_weights(blob))
         throw std::invalid_argument("linear_w8a8: the packed weights are floats; use linear_bsr");
     if (call.x_dtype == DType::s8 || call.x_dtype == DType::i32)

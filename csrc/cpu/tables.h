@@ -59,6 +59,11 @@ extern const NibbleTable kNibbles_avxvnni;
 extern const NibbleTable kNibbles_avx512;
 extern const NibbleTable kNibbles_avx512vnni;
 
+// Shared by all ISAs of one vector width.
+extern const WeightOnlyTable kWeightOnly_generic;
+extern const WeightOnlyTable kWeightOnly_avx2;
+extern const WeightOnlyTable kWeightOnly_avx512;
+
 // Register-only loops of the float units; return the operations done.
 int64_t ceiling_fp32_avx2(int64_t iterations);
 int64_t ceiling_fp32_avx512(int64_t iterations);
@@ -70,5 +75,6 @@ const W8A8Table& w8a8_table(Isa isa);
 const ElementwiseTable& elementwise_table(Isa isa);
 SparseTable sparse_table(Isa isa);
 const NibbleTable& nibble_table(Isa isa);
+const WeightOnlyTable& weight_only_table(Isa isa);
 
 }  // namespace fastcompress

@@ -156,7 +156,7 @@ void check_isa(const char* isa) {
                 for (int n : {1, 16, 70}) check_linear(isa, rows, k, n, threads);
         check_block_sparse(isa, threads);
         check_chain(isa, threads);
-        check_nibbles(isa, threads);
+        check_grouped(isa, threads);
         for (bool last : {true, false}) {
             check_conv(isa, {2, 5, 9, 7, 18, 1, 3, 3, 1, 1, 1, last}, threads);     // channels to pad
             check_conv(isa, {1, 64, 6, 6, 33, 1, 1, 1, 1, 1, 0, last}, threads);    // pointwise

@@ -33,8 +33,8 @@ inline void expect(bool ok, const char* isa, const char* what) {
 // block_sparse_test.cpp
 void check_block_sparse(const char* isa, int threads);
 
-// nibbles_test.cpp
-void check_nibbles(const char* isa, int threads);
+// grouped_test.cpp
+void check_grouped(const char* isa, int threads);
 
 // chain_test.cpp
 void check_chain(const char* isa, int threads);

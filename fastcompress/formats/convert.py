@@ -6,11 +6,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastcompress.formats import structure
 from fastcompress.formats.manifest import Manifest
 from fastcompress.formats.plan import Plan
+from fastcompress.nn import PackedLayer
 from fastcompress.record import RECORD_ATTRIBUTE, CompressionRecord
 
 __all__ = ["apply", "build_layers", "fill_slots"]
@@ -21,16 +23,28 @@ def build_layers(
 ) -> dict[str, nn.Module]:
     """Make all replacement modules; one object for the names that share one."""
     built: dict[str, nn.Module] = {}
+    blobs: dict[tuple[str, ...], Tensor] = {}
     for name, layer in plan.layers.items():
         source = manifest.module_aliases.get(name, name)
         if source not in built:
-            own = {key: tensors[structure.join(source, key)] for key in layer.tensors()} if layer.owns_tensors else {}
+            names = {key: structure.join(source, key) for key in layer.tensors()} if layer.owns_tensors else {}
+            stored = {key: manifest.tensor_aliases.get(full, full) for key, full in names.items()}
             try:
-                built[source] = layer.build(own, model.get_submodule(name))
+                made = layer.build({key: tensors[full] for key, full in stored.items()}, model.get_submodule(name))
+                built[source] = _sharing(made, blobs, tuple(stored.values()))
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"module {name!r}: {error}") from error
         built[name] = built[source]
     return built
+
+
+def _sharing(layer: nn.Module, blobs: dict[tuple[str, ...], Tensor], stored: tuple[str, ...]) -> nn.Module:
+    """`layer`, with the blob of the one that was built from the same tensors before (a tied output head)."""
+    if isinstance(layer, PackedLayer):
+        earlier = blobs.setdefault(stored, layer.packed)
+        if earlier is not layer.packed and torch.equal(earlier, layer.packed):
+            layer.packed = earlier
+    return layer
 
 
 def fill_slots(plan: Plan, manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[Tensor]:

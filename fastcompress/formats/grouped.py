@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcompress.formats.fields import Fields
-from fastcompress.formats.packed import LinearGeometry, PackedCodec
+from fastcompress.formats.packed import DTYPES, LinearGeometry, PackedCodec
+from fastcompress.formats.plain import check_geometry
 from fastcompress.formats.reordered import ReorderedCodec
-from fastcompress.nn import GroupQuantLinear
+from fastcompress.nn import GroupQuantLinear, QuantEmbedding
 from fastcompress.ops.canonical_w4 import W4Canonical
 from fastcompress.ops.canonical_w8 import W8Canonical
 
-__all__ = ["GroupCodec", "GroupQuantLinearCodec"]
+__all__ = ["GroupCodec", "GroupQuantLinearCodec", "QuantEmbeddingCodec"]
 
 #: Dtype of the scales: name in the configuration → name in the tensor file.
 _SCALES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -113,3 +114,49 @@ class GroupQuantLinearCodec(ReorderedCodec, GroupCodec, LinearGeometry):
     @classmethod
     def parse(cls, fields: Fields) -> Self:
         return super().parse(fields)._check_groups(fields)
+
+
+@dataclass(frozen=True)
+class QuantEmbeddingCodec(GroupCodec):
+    """`fastcompress.nn.QuantEmbedding`; ``padding_idx`` is -1 where there is none."""
+
+    module_class = QuantEmbedding
+
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int
+
+    @classmethod
+    def describe(cls, module: nn.Module) -> dict[str, Any]:
+        layer: Any = module
+        return {
+            "num_embeddings": layer.num_embeddings,
+            "embedding_dim": layer.embedding_dim,
+            "padding_idx": -1 if layer.padding_idx is None else layer.padding_idx,
+            **cls._describe(layer),
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Self:
+        rows = fields.integer("num_embeddings")
+        codec = cls(
+            num_embeddings=rows,
+            embedding_dim=fields.integer("embedding_dim"),
+            padding_idx=fields.integer("padding_idx", -1, rows - 1),
+            **cls._parse(fields),
+        )
+        if codec.bias or codec.activation != "none":
+            raise fields.error("bias", "an embedding has neither bias nor activation")
+        return codec._check_groups(fields)
+
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.num_embeddings, self.embedding_dim
+
+    def check_target(self, module: nn.Module) -> None:
+        expected = {"num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim}
+        check_geometry(module, self.num_embeddings * self.embedding_dim, expected)
+
+    def build(self, tensors: Mapping[str, Tensor], like: nn.Module) -> nn.Module:
+        padding = None if self.padding_idx < 0 else self.padding_idx
+        c = self.canonical(tensors)
+        return QuantEmbedding.from_canonical(c, dtype=DTYPES[self.dtype], padding_idx=padding).train(like.training)

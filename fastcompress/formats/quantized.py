@@ -29,7 +29,7 @@ class W8A8Codec(PackedCodec):
 
     @classmethod
     def _parse(cls, fields: Fields) -> dict[str, Any]:
-        modes = {"static"} if issubclass(cls, ConvGeometry) else set(INPUT_MODES)
+        modes = {"static"} if issubclass(cls, ConvGeometry) else set(INPUT_MODES) - {"float"}
         return {**super()._parse(fields), "input_mode": fields.string("input_mode", modes)}
 
     def tensors(self) -> dict[str, tuple[str | None, tuple[int, ...]]]:

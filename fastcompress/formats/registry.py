@@ -9,7 +9,7 @@ from torch import nn
 
 from fastcompress.formats.codec import LayerCodec
 from fastcompress.formats.fields import Fields
-from fastcompress.formats.grouped import GroupQuantLinearCodec
+from fastcompress.formats.grouped import GroupQuantLinearCodec, QuantEmbeddingCodec
 from fastcompress.formats.manifest import ModuleEntry
 from fastcompress.formats.plain import Conv2dCodec, IdentityCodec, LinearCodec
 from fastcompress.formats.quantized import QuantConv2dCodec, QuantLinearCodec
@@ -35,6 +35,7 @@ CODECS: dict[str, type[LayerCodec]] = {
         SparseLinearCodec,
         SparseConv2dCodec,
         GroupQuantLinearCodec,
+        QuantEmbeddingCodec,
     )
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastcompress.formats.manifest import (
     tensor_file_name,
 )
 from fastcompress.formats.tensorfile import DTYPE_NAMES, write_tensors
+from fastcompress.nn import PackedLayer
 from fastcompress.record import record_of
 from fastcompress.report.environment import library_version
 
@@ -57,6 +58,19 @@ def _identity(tensor: Tensor) -> tuple[Any, ...] | None:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
+def _shared_blobs(model: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
+    """Names of tensors that a packed layer unpacks from the same blob as one before it → that one's names."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, PackedLayer):
+            continue
+        source = first.setdefault(module.packed.data_ptr(), name)
+        for key in module.canonical_entries() if source != name else ():
+            aliases[structure.join(name, key)] = structure.join(source, key)
+    return {name: source for name, source in aliases.items() if name in state and source in state}
+
+
 def _tensors(model: nn.Module, module_aliases: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict, each shared tensor once, and the further names of shared ones."""
     for name, module in model.named_modules():
@@ -65,12 +79,12 @@ def _tensors(model: nn.Module, module_aliases: dict[str, str]) -> tuple[dict[str
     state = model.state_dict(keep_vars=True)
     placed = {slot.name for slot in structure.slots(model)}
     tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
+    aliases: dict[str, str] = _shared_blobs(model, state)
     first_name: dict[tuple[Any, ...], str] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"save: tensor {name!r}: the state dict holds a {type(value).__name__}, not a tensor")
-        if name.rpartition(".")[0] in module_aliases:
+        if name.rpartition(".")[0] in module_aliases or name in aliases:
             continue
         if value.layout is not torch.strided or value.is_meta or value.dtype not in DTYPE_NAMES:
             raise CheckpointError(

@@ -5,6 +5,7 @@ from .block_sparse import BlockSparse
 from .group_quant_linear import GroupQuantized, GroupQuantLinear
 from .lazy_weight import LazyWeight
 from .quant_conv2d import QuantConv2d
+from .quant_embedding import QuantEmbedding
 from .quant_linear import QuantLinear
 from .quantized import QuantizedLayer
 from .sparse_conv2d import SparseConv2d
@@ -19,6 +20,7 @@ __all__ = [
     "LazyWeight",
     "PackedLayer",
     "QuantConv2d",
+    "QuantEmbedding",
     "QuantLinear",
     "QuantizedLayer",
     "SparseConv2d",

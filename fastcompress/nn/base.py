@@ -221,6 +221,12 @@ class PackedLayer(nn.Module):
             )
         return packing.pack(self.canonical().to(device))
 
+    def canonical_entries(self) -> tuple[str, ...]:
+        """Names of the entries of the ``state_dict`` that come from the blob."""
+        entries: dict[str, Any] = {}
+        write_state(self.canonical(), entries, "")
+        return tuple(entries)
+
     # -- state ---------------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -17,7 +17,7 @@ from .reordered import ReorderedLayer
 __all__ = ["GroupQuantLinear", "GroupQuantized"]
 
 #: Bits of a weight → operator.
-_OPERATORS = {4: torch.ops.fastcompress.linear_w4.default}
+_OPERATORS = {4: torch.ops.fastcompress.linear_w4.default, 8: torch.ops.fastcompress.linear_w8.default}
 
 
 class GroupQuantized(PackedLayer):

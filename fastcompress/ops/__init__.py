@@ -2,7 +2,7 @@
 
 import torch
 
-from . import autograd, chain, fake, native, packing, reference, schemas
+from . import autograd, chain, embedding, fake, native, packing, reference, schemas
 from .arithmetic import quantize_weight
 from .block_csr import BlockCSR
 from .canonical import W8A8Canonical
@@ -42,8 +42,10 @@ def _register() -> torch.library.Library:
         reference.conv2d_w8a8,
         reference.linear_bsr,
         reference.linear_w4,
+        reference.linear_w8,
         reference.conv2d_bsr,
         chain.conv2d_chain,
+        embedding.embedding_packed,
     ):
         library.impl(function.__name__, function, "CompositeExplicitAutograd")
     library.impl("dequantize", packing.dequantize, "CompositeExplicitAutograd")

@@ -7,15 +7,27 @@ from torch import Tensor
 
 from .arithmetic import quantize_rows
 from .canonical_w4 import W4Canonical
+from .canonical_w8 import W8Canonical
 
-__all__ = ["linear_sums"]
+__all__ = ["linear_sums", "weight_only_sums"]
 
 
-def linear_sums(input: Tensor, c: W4Canonical) -> Tensor:
-    """What the epilogue of a W4A8 layer gets, float32 ``[..., out]``: group by group, in the order of the kernels.
+def weight_only_sums(input: Tensor, c: W4Canonical | W8Canonical) -> Tensor:
+    """What the epilogue of a layer with float activations gets, float32 ``[..., out]``: float64 sums, rounded.
 
-    Rows are quantized to int8 by their own largest magnitude; the sums of a group are exact integers.
+    The kernels sum in float32 and agree up to rounding. A row that holds NaN or infinity gives NaN or infinity.
     """
+    return (input.to(torch.float64) @ c.dequantize(torch.float64).t()).to(torch.float32)
+
+
+def linear_sums(input: Tensor, c: W4Canonical | W8Canonical) -> Tensor:
+    """What the epilogue of a layer with weights in groups gets, float32 ``[..., out]``.
+
+    W4A8: group by group, in the order of the kernels; rows are quantized to int8 by their own largest magnitude, the
+    sums of a group are exact integers. Float activations: `weight_only_sums`.
+    """
+    if isinstance(c, W8Canonical) or c.input_mode == "float":
+        return weight_only_sums(input, c)
     q, row_scale, _ = quantize_rows(input, symmetric=True)
     a = q.to(torch.float64) - 128.0
     a = torch.where(torch.isnan(row_scale).unsqueeze(-1), 0.0, a) if bool(torch.isnan(row_scale).any()) else a

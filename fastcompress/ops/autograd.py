@@ -22,6 +22,7 @@ from .arithmetic_w4 import linear_sums
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .canonical_w4 import W4Canonical
+from .canonical_w8 import W8Canonical
 
 __all__ = ["BACKWARD", "conv2d_backward", "linear_backward", "register"]
 
@@ -71,7 +72,7 @@ def _linear_before(
     """What the activation function saw in the forward pass, computed again."""
     if isinstance(c, SparseCanonical):
         return _real_before_activation(F.linear(input.to(torch.float32), c.dequantize()), c.bias, residual)
-    if isinstance(c, W4Canonical):
+    if isinstance(c, (W4Canonical, W8Canonical)):
         return _real_before_activation(linear_sums(input, c), c.bias, residual)
     ops = torch.ops.fastcompress
     tokens = {"input_scale": input_scale, "input_zero_point": input_zero_point}
@@ -92,7 +93,7 @@ def linear_backward(
     input_scale: Tensor | None = None,
     input_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``linear_w8a8``, ``linear_w4`` and ``linear_bsr``.
+    """Gradients of ``linear_w8a8``, ``linear_w4``, ``linear_w8`` and ``linear_bsr``.
 
     Returns that of the input (its shape and dtype) and, float32, that before the activation.
     """
@@ -114,7 +115,7 @@ def _conv2d_before(
     residual: Tensor | None,
 ) -> Tensor:
     """What the activation function saw in the forward pass, computed again; geometry as the operator takes it."""
-    assert not isinstance(c, W4Canonical)
+    assert not isinstance(c, (W4Canonical, W8Canonical))
     bias = None if c.bias is None else c.bias.view(-1, 1, 1)
     if isinstance(c, SparseCanonical):
         _, stride, (top, bottom, left, right), dilation = geometry
@@ -203,12 +204,18 @@ def _no_gradient(ctx: Any, grad: Tensor) -> None:
     raise RuntimeError("fastcompress: conv2d_chain has no gradient; use the model that was frozen")
 
 
+def _no_embedding_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    return (None,) * 5  # indices and packed weights get none
+
+
 def register(library: torch.library.Library) -> None:
     """Register the backward formulas, and an error for second derivatives."""
-    torch.library.register_autograd("fastcompress::linear_w4", _linear, setup_context=_setup_linear, lib=library)
+    for op in ("linear_w4", "linear_w8"):
+        torch.library.register_autograd(f"fastcompress::{op}", _linear, setup_context=_setup_linear, lib=library)
     for kind in ("w8a8", "bsr"):
         for layer, backward, setup in (("linear", _linear, _setup_linear), ("conv2d", _conv2d, _setup_conv2d)):
             torch.library.register_autograd(f"fastcompress::{layer}_{kind}", backward, setup_context=setup, lib=library)
     torch.library.register_autograd("fastcompress::conv2d_chain", _no_gradient, lib=library)
+    torch.library.register_autograd("fastcompress::embedding_packed", _no_embedding_gradient, lib=library)
     for name in BACKWARD:
         torch.library.register_autograd(f"fastcompress::{name}", _twice, lib=library)

@@ -84,16 +84,16 @@ class W4Canonical:
         """The weight's integers, uint8 ``[out, in]``."""
         return unpack_nibbles(self.weight_packed, self.in_features)
 
-    def dequantize(self) -> Tensor:
-        """The weight as float32 ``[out, in]``."""
-        scale, values = self._per_input(self.weight_scale), self.values().to(torch.float32)
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight ``[out, in]``, computed in `dtype`; in float64 it is exact where there are no minima."""
+        scale, values = self._per_input(self.weight_scale, dtype), self.values().to(dtype)
         if self.weight_min is not None:
-            return values * scale + self._per_input(self.weight_min)
-        zero = 8.0 if self.weight_zero_point is None else self._per_input(self.weight_zero_point)
+            return values * scale + self._per_input(self.weight_min, dtype)
+        zero = 8.0 if self.weight_zero_point is None else self._per_input(self.weight_zero_point, dtype)
         return (values - zero) * scale
 
-    def _per_input(self, grouped: Tensor) -> Tensor:
-        wide = grouped.to(torch.float32).repeat_interleave(self.group_size, dim=1)
+    def _per_input(self, grouped: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = grouped.to(dtype).repeat_interleave(self.group_size, dim=1)
         return wide[:, : self.in_features]
 
     def to(self, device: torch.device) -> Self:

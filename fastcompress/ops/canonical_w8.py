@@ -58,10 +58,10 @@ class W8Canonical:
         """``[out, in]``."""
         return tuple(self.weight.shape)
 
-    def dequantize(self) -> Tensor:
-        """The weight as float32 ``[out, in]``."""
-        wide = self.weight_scale.to(torch.float32).repeat_interleave(self.group_size, dim=1)
-        return self.weight.to(torch.float32) * wide[:, : self.in_features]
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight ``[out, in]``, computed in `dtype`; in float64 it is exact."""
+        wide = self.weight_scale.to(dtype).repeat_interleave(self.group_size, dim=1)
+        return self.weight.to(dtype) * wide[:, : self.in_features]
 
     def to(self, device: torch.device) -> Self:
         """The same layer with its tensors on `device`."""

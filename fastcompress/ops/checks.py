@@ -16,6 +16,7 @@ __all__ = [
     "HEADER_BYTES",
     "check_conv2d",
     "check_linear",
+    "check_packed",
     "check_parameters",
     "check_quantize_per_tensor",
     "check_quantize_per_token",
@@ -52,10 +53,10 @@ def _expect_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dt
         raise TypeError(f"{op}: `{name}` has dtype {got}, allowed: {names}; {remedy}")
 
 
-def _expect_device(op: str, name: str, tensor: Tensor, input: Tensor) -> None:
+def _expect_device(op: str, name: str, tensor: Tensor, input: Tensor, other: str = "input") -> None:
     if tensor.device != input.device:
         raise ValueError(
-            f"{op}: `{name}` is on device {tensor.device} but `input` is on {input.device}; move one of them "
+            f"{op}: `{name}` is on device {tensor.device} but `{other}` is on {input.device}; move one of them "
             "(layer.to(device) repacks a layer's weights)"
         )
 
@@ -129,7 +130,7 @@ def check_quantize_per_token(input: Tensor) -> None:
 
 def _has_float_sums(op: str) -> bool:
     """Whether an operator takes floats only and has no int32 sums: its weights are floats, or scaled by groups."""
-    return op.endswith(("_bsr", "_w4"))
+    return op.endswith(("_bsr", "_w4", "_w8"))
 
 
 def _check_output(
@@ -166,14 +167,15 @@ def _check_input(op: str, input: Tensor) -> None:
     _expect_dtype(op, "input", input, allowed, "convert it with .float()")
 
 
-def _check_packed(op: str, packed: Tensor, input: Tensor) -> None:
+def check_packed(op: str, packed: Tensor, input: Tensor, name: str = "input") -> None:
+    """Check that `packed` can be a blob on the device of `input`, the argument `name`; raises TypeError, ValueError."""
     _expect_dtype(op, "packed", packed, (torch.uint8,), "pass what fastcompress.ops.packing.pack returned")
     if packed.dim() != 1 or packed.shape[0] <= HEADER_BYTES:
         raise ValueError(
             f"{op}: `packed` must be one-dimensional with more than {HEADER_BYTES} bytes, got shape "
             f"{list(packed.shape)}; pass what fastcompress.ops.packing.pack returned"
         )
-    _expect_device(op, "packed", packed, input)
+    _expect_device(op, "packed", packed, input, name)
 
 
 def check_linear(
@@ -196,7 +198,7 @@ def check_linear(
     _check_input(op, input)
     if input.dim() < 1:
         raise ValueError(f"{op}: `input` must have at least one dimension ([..., in_features]), got a scalar")
-    _check_packed(op, packed, input)
+    check_packed(op, packed, input)
     if out_features < 1:
         raise ValueError(f"{op}: `out_features` must be at least 1, got {out_features}")
     if (input_scale is None) != (input_zero_point is None):
@@ -243,7 +245,7 @@ def check_conv2d(
     _check_input(op, input)
     if input.dim() not in (3, 4):
         raise ValueError(f"{op}: `input` must be [N, C, H, W] or [C, H, W], got shape {list(input.shape)}")
-    _check_packed(op, packed, input)
+    check_packed(op, packed, input)
     if out_channels < 1:
         raise ValueError(f"{op}: `out_channels` must be at least 1, got {out_channels}")
     geometry = (("kernel_size", kernel_size, 2, 1), ("stride", stride, 2, 1), ("dilation", dilation, 2, 1))

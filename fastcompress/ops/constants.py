@@ -14,8 +14,8 @@ ACTIVATIONS: dict[str, int] = {
     "hardsigmoid": 7,
 }
 
-#: How a layer gets its 8-bit activations.
-INPUT_MODES: dict[str, int] = {"static": 0, "dynamic": 1, "dynamic_symmetric": 2}
+#: How a layer gets its 8-bit activations; ``float``: it has none, weights in groups take floats as they are.
+INPUT_MODES: dict[str, int] = {"static": 0, "dynamic": 1, "dynamic_symmetric": 2, "float": 3}
 
 #: Instruction sets with kernels of their own, weakest first. ``reference`` is plain torch.
 ISA_NAMES: tuple[str, ...] = ("generic", "avx2", "avxvnni", "avx512", "avx512vnni", "amxint8")

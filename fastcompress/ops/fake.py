@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import chain, checks
+from . import chain, checks, embedding
 from .reference import memory_format
 
 __all__ = ["register"]
@@ -134,8 +134,9 @@ def register(library: torch.library.Library) -> None:
         _conv2d_backward,
     ):
         torch.library.register_fake(f"fastcompress::{function.__name__[1:]}", function, lib=library)
-    for op in ("linear_bsr", "linear_w4"):
+    for op in ("linear_bsr", "linear_w4", "linear_w8"):
         torch.library.register_fake(f"fastcompress::{op}", partial(_linear_real, op), lib=library)
     for op in ("conv2d_w8a8", "conv2d_bsr"):
         torch.library.register_fake(f"fastcompress::{op}", partial(_conv2d, op), lib=library)
+    torch.library.register_fake("fastcompress::embedding_packed", embedding.embedding_packed_fake, lib=library)
     torch.library.register_fake("fastcompress::conv2d_chain", chain.conv2d_chain_fake, lib=library)

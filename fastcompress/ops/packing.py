@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from ..errors import PackedBlobError
-from . import native, reference_layout, reference_w4
+from . import native, reference_groups, reference_layout
 from .block_csr import BlockCSR
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .canonical_w4 import W4Canonical
+from .canonical_w8 import W8Canonical
 from .constants import ACTIVATIONS, INPUT_MODES
-from .packing_checks import KERNEL_BLOCKS, Canonical, validate_blocks, validate_dense, validate_nibbles
+from .packing_checks import KERNEL_BLOCKS, Canonical, validate_blocks, validate_bytes, validate_dense, validate_nibbles
 
 __all__ = ["KERNEL_BLOCKS", "Canonical", "check", "dequantize", "info", "pack", "unpack"]
 
 _ACTIVATION_NAMES = {code: name for name, code in ACTIVATIONS.items()}
+_SCALE_KINDS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _MODE_NAMES = {code: name for name, code in INPUT_MODES.items()}
 
 
@@ -33,6 +35,8 @@ def pack(c: Canonical) -> Tensor:
     """
     if isinstance(c, W4Canonical):
         return _pack_nibbles(c)
+    if isinstance(c, W8Canonical):
+        return _pack_bytes(c)
     if not isinstance(c, W8A8Canonical):
         return _pack_blocks(c)
     validate_dense(c)
@@ -55,16 +59,11 @@ def _input_codes(c: W8A8Canonical | SparseW8A8Canonical) -> tuple[int, float, in
 def _pack_nibbles(c: W4Canonical) -> Tensor:
     validate_nibbles(c)
     if native.module is None or c.weight_packed.device.type != "cpu":
-        return reference_w4.encode(c)
-    scale, kind = (
-        c.weight_scale.detach().contiguous(),
-        {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"},
-    )
+        return reference_groups.encode(c)
     packed = native.module.pack_w4(
         c.weight_packed.detach().contiguous().numpy(),
         c.in_features,
-        (scale.view(torch.uint16) if scale.dtype == torch.bfloat16 else scale).numpy(),
-        kind[scale.dtype],
+        *_group_scales(c),
         None if c.weight_zero_point is None else c.weight_zero_point.detach().contiguous().numpy(),
         None if c.weight_min is None else c.weight_min.detach().contiguous().numpy(),
         None if c.bias is None else c.bias.detach().contiguous().numpy(),
@@ -75,26 +74,55 @@ def _pack_nibbles(c: W4Canonical) -> Tensor:
     return torch.from_numpy(packed)
 
 
+def _group_scales(c: W4Canonical | W8Canonical) -> tuple[Any, str]:
+    """Scales as the native module takes them, and their type."""
+    scale = c.weight_scale.detach().contiguous()
+    kind = next(name for name, dtype in _SCALE_KINDS.items() if dtype == scale.dtype)
+    return (scale.view(torch.uint16) if kind == "bf16" else scale).numpy(), kind
+
+
+def _pack_bytes(c: W8Canonical) -> Tensor:
+    validate_bytes(c)
+    if native.module is None or c.weight.device.type != "cpu":
+        return reference_groups.encode(c)
+    packed = native.module.pack_w8(
+        c.weight.detach().contiguous().numpy(),
+        *_group_scales(c),
+        None if c.bias is None else c.bias.detach().contiguous().numpy(),
+        c.group_size,
+        INPUT_MODES[c.input_mode],
+        ACTIVATIONS[c.activation],
+    )
+    return torch.from_numpy(packed)
+
+
 def _unpack_nibbles(fields: dict[str, Any]) -> W4Canonical:
-    tensors = {
-        key: None if fields[key] is None else torch.from_numpy(fields[key])
-        for key in ("weight_packed", "weight_scale", "bias", "zero_point", "minimum")
-    }
-    kinds = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-    words, scale = tensors["weight_packed"], tensors["weight_scale"]
-    assert words is not None
-    assert scale is not None
     return W4Canonical(
-        words,
-        scale.view(kinds[fields["scale_dtype"]]),
-        tensors["bias"],
+        torch.from_numpy(fields["weight_packed"]),
+        torch.from_numpy(fields["weight_scale"]).view(_SCALE_KINDS[fields["scale_dtype"]]),
+        _optional(fields["bias"]),
         fields["in_features"],
         fields["group_size"],
         _MODE_NAMES[fields["input_mode"]],
-        tensors["zero_point"],
-        tensors["minimum"],
+        _optional(fields["zero_point"]),
+        _optional(fields["minimum"]),
         _ACTIVATION_NAMES[fields["activation"]],
     )
+
+
+def _unpack_bytes(fields: dict[str, Any]) -> W8Canonical:
+    return W8Canonical(
+        torch.from_numpy(fields["weight"]),
+        torch.from_numpy(fields["weight_scale"]).view(_SCALE_KINDS[fields["scale_dtype"]]),
+        _optional(fields["bias"]),
+        fields["group_size"],
+        _MODE_NAMES[fields["input_mode"]],
+        _ACTIVATION_NAMES[fields["activation"]],
+    )
+
+
+def _optional(array: Any) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)
 
 
 def _pack_blocks(c: SparseW8A8Canonical | SparseCanonical) -> Tensor:
@@ -128,11 +156,14 @@ def unpack(packed: Tensor) -> Canonical:
     """
     if reference_layout.is_reference(packed):
         return reference_layout.unpack(packed)
-    if reference_w4.is_reference(packed):
-        return reference_w4.unpack(packed)
-    if "group_size" in info(packed):
+    if reference_groups.is_reference(packed):
+        return reference_groups.unpack(packed)
+    header = info(packed)
+    if header["family"] == "linear_w4":
         return _unpack_nibbles(_native("unpack", "unpack_w4", packed))
-    if "block_size" in info(packed):
+    if header["family"] == "linear_w8":
+        return _unpack_bytes(_native("unpack", "unpack_w8", packed))
+    if "block_size" in header:
         return _unpack_blocks(_native("unpack", "unpack_bsr", packed))
     fields = _native("unpack", "unpack_w8a8", packed)
     return W8A8Canonical(torch.from_numpy(fields["weight"]), **_parameters(fields), groups=fields["groups"])
@@ -174,8 +205,8 @@ def check(packed: Tensor) -> None:
     if reference_layout.is_reference(packed):
         reference_layout.check(packed)
         return
-    if reference_w4.is_reference(packed):
-        reference_w4.check(packed)
+    if reference_groups.is_reference(packed):
+        reference_groups.check(packed)
         return
     _native("check", "blob_check", packed)
 
@@ -189,8 +220,8 @@ def info(packed: Tensor) -> dict[str, Any]:
     """
     if reference_layout.is_reference(packed):
         return reference_layout.info(packed)
-    if reference_w4.is_reference(packed):
-        return reference_w4.info(packed)
+    if reference_groups.is_reference(packed):
+        return reference_groups.info(packed)
     return dict(_native("info", "blob_info", packed))
 
 

@@ -7,13 +7,14 @@ from .block_csr import validate_block_csr
 from .canonical import W8A8Canonical
 from .canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from .canonical_w4 import W4Canonical
+from .canonical_w8 import W8Canonical
 from .checks import check_parameters, check_scale
 from .constants import ACTIVATIONS, INPUT_MODES, MAX_K
 
-__all__ = ["KERNEL_BLOCKS", "Canonical", "validate_blocks", "validate_dense", "validate_nibbles"]
+__all__ = ["KERNEL_BLOCKS", "Canonical", "validate_blocks", "validate_bytes", "validate_dense", "validate_nibbles"]
 
 #: What can be packed.
-Canonical = W8A8Canonical | SparseW8A8Canonical | SparseCanonical | W4Canonical
+Canonical = W8A8Canonical | SparseW8A8Canonical | SparseCanonical | W4Canonical | W8Canonical
 
 #: The block shapes (outputs, inputs) that kernels take, for each dtype of the values, fastest first.
 KERNEL_BLOCKS: dict[torch.dtype, tuple[tuple[int, int], ...]] = {
@@ -77,8 +78,9 @@ def _validate_common(c: Canonical, out: int, k: int) -> None:
 def _validate_int8(c: W8A8Canonical | SparseW8A8Canonical, out: int, k: int, dims: int) -> None:
     check_scale("pack", "weight_scale", c.weight_scale, out)
     _validate_common(c, out, k)
-    if c.input_mode not in INPUT_MODES:
-        raise ValueError(f"pack: `input_mode` must be one of {', '.join(INPUT_MODES)}, got {c.input_mode!r}")
+    modes = [mode for mode in INPUT_MODES if mode != "float"]
+    if c.input_mode not in modes:
+        raise ValueError(f"pack: `input_mode` must be one of {', '.join(modes)}, got {c.input_mode!r}")
     if c.input_mode == "static":
         check_parameters("pack", "input_", c.input_scale, c.input_zero_point, 0, 255)
     elif dims == 4:
@@ -103,29 +105,50 @@ def validate_nibbles(c: W4Canonical) -> None:
             f"pack: `weight_packed` has shape {list(c.weight_packed.shape)}, expected [out, ceil(in / 8)] for "
             f"{c.in_features} inputs"
         )
+    if c.input_mode not in ("dynamic_symmetric", "float"):
+        raise ValueError(
+            f"pack: `input_mode` of four-bit layers is dynamic_symmetric (W4A8) or float (W4A16), got {c.input_mode!r}"
+        )
+    if c.weight_zero_point is not None and c.weight_min is not None:
+        raise ValueError("pack: `weight_zero_point` and `weight_min` exclude each other")
+    parts = (
+        ("weight_zero_point", c.weight_zero_point, torch.uint8),
+        ("weight_min", c.weight_min, torch.float32),
+    )
+    for name, part, dtype in parts:
+        if part is not None:
+            _validate_grouped(name, part, (dtype,), [out, c.groups])
+    if c.weight_zero_point is not None and bool((c.weight_zero_point > 15).any()):
+        raise ValueError("pack: `weight_zero_point` must lie in [0, 15]")
+    _validate_groups(c)
+
+
+def validate_bytes(c: W8Canonical) -> None:
+    if not isinstance(c.weight, Tensor) or c.weight.dtype != torch.int8:
+        got = c.weight.dtype if isinstance(c.weight, Tensor) else type(c.weight).__name__
+        raise TypeError(f"pack: `weight` must be an int8 tensor, got {got}")
+    if c.weight.dim() != 2 or 0 in c.weight.shape:
+        raise ValueError(f"pack: `weight` must be [out, in] with no empty dimension, got shape {list(c.weight.shape)}")
+    if c.input_mode != "float":
+        raise ValueError(f"pack: `input_mode` of weight-only int8 layers is float (W8A16), got {c.input_mode!r}")
+    _validate_groups(c)
+
+
+def _validate_groups(c: W4Canonical | W8Canonical) -> None:
+    """What layers with weights in groups have in common."""
     if not 1 <= c.group_size <= c.in_features or (c.group_size % 8 and c.group_size != c.in_features):
         raise ValueError(
             f"pack: `group_size` must be a multiple of 8, or all {c.in_features} inputs, got {c.group_size}"
         )
-    if c.input_mode != "dynamic_symmetric":
-        raise ValueError(f"pack: `input_mode` of four-bit layers is dynamic_symmetric, got {c.input_mode!r}")
-    if c.weight_zero_point is not None and c.weight_min is not None:
-        raise ValueError("pack: `weight_zero_point` and `weight_min` exclude each other")
-    floats = (torch.float32, torch.bfloat16, torch.float16)
-    parts = (
-        ("weight_scale", c.weight_scale, floats),
-        ("weight_zero_point", c.weight_zero_point, (torch.uint8,)),
-        ("weight_min", c.weight_min, (torch.float32,)),
-    )
-    for name, part, allowed in parts:
-        if part is None:
-            continue
-        if part.dtype not in allowed:
-            raise TypeError(f"pack: `{name}` must be {' or '.join(map(str, allowed))}, got {part.dtype}")
-        if list(part.shape) != [out, c.groups]:
-            raise ValueError(f"pack: `{name}` has shape {list(part.shape)}, expected {[out, c.groups]}, one per group")
-        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
-            raise ValueError(f"pack: `{name}` holds NaN or infinity")
-    if c.weight_zero_point is not None and bool((c.weight_zero_point > 15).any()):
-        raise ValueError("pack: `weight_zero_point` must lie in [0, 15]")
-    _validate_common(c, out, c.in_features)
+    scales = (torch.float32, torch.bfloat16, torch.float16)
+    _validate_grouped("weight_scale", c.weight_scale, scales, [c.weight_shape[0], c.groups])
+    _validate_common(c, *c.weight_shape)
+
+
+def _validate_grouped(name: str, part: Tensor, allowed: tuple[torch.dtype, ...], shape: list[int]) -> None:
+    if part.dtype not in allowed:
+        raise TypeError(f"pack: `{name}` must be {' or '.join(map(str, allowed))}, got {part.dtype}")
+    if list(part.shape) != shape:
+        raise ValueError(f"pack: `{name}` has shape {list(part.shape)}, expected {shape}, one per group")
+    if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+        raise ValueError(f"pack: `{name}` holds NaN or infinity")

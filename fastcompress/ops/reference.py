@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checks, reference_layout, reference_w4
+from . import checks, reference_groups, reference_layout
 from .arithmetic import epilogue, quantize_rows, quantize_static, real_epilogue
 from .arithmetic_w4 import linear_sums
 
@@ -21,6 +21,7 @@ __all__ = [
     "decode_for",
     "linear_bsr",
     "linear_w4",
+    "linear_w8",
     "linear_w8a8",
     "memory_format",
     "quantize_per_tensor",
@@ -165,6 +166,34 @@ def linear_bsr(
     return out.contiguous().view(shape)
 
 
+def _linear_groups(
+    op: str,
+    input: Tensor,
+    packed: Tensor,
+    out_features: int,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Tensor:
+    shape, dtype = checks.check_linear(
+        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op=op
+    )
+    if not reference_groups.is_reference(packed):
+        raise ValueError(f"{op}: `packed` holds no layer with weights in groups in the reference layout")
+    c = reference_groups.unpack(packed)
+    if c.family != op:
+        raise ValueError(f"{op}: `packed` holds a {c.family} layer, expected {op}")
+    if c.weight_shape != (out_features, input.shape[-1]):
+        raise ValueError(
+            f"{op}: `packed` holds a weight of shape {list(c.weight_shape)}, `out_features` is {out_features} and "
+            f"`input` has shape {list(input.shape)}"
+        )
+    sums = linear_sums(input, c)
+    out = real_epilogue(sums, c.bias, residual, c.activation, dtype, out_scale, out_zero_point)
+    return out.contiguous().view(shape)
+
+
 def linear_w4(
     input: Tensor,
     packed: Tensor,
@@ -180,21 +209,25 @@ def linear_w4(
         TypeError, ValueError: bad arguments (see ``checks.check_linear``).
         PackedBlobError: the blob is corrupt or in another layout.
     """
-    op = "linear_w4"
-    shape, dtype = checks.check_linear(
-        input, packed, out_features, residual, out_dtype, out_scale, out_zero_point, op=op
-    )
-    if not reference_w4.is_reference(packed):
-        raise ValueError(f"{op}: `packed` holds no four-bit layer in the reference layout")
-    c = reference_w4.unpack(packed)
-    if c.weight_shape != (out_features, input.shape[-1]):
-        raise ValueError(
-            f"{op}: `packed` holds a weight of shape {list(c.weight_shape)}, `out_features` is {out_features} and "
-            f"`input` has shape {list(input.shape)}"
-        )
-    sums = linear_sums(input, c)
-    out = real_epilogue(sums, c.bias, residual, c.activation, dtype, out_scale, out_zero_point)
-    return out.contiguous().view(shape)
+    return _linear_groups("linear_w4", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point)
+
+
+def linear_w8(
+    input: Tensor,
+    packed: Tensor,
+    out_features: int,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Tensor:
+    """``torch.ops.fastcompress.linear_w8`` on a reference blob.
+
+    Raises:
+        TypeError, ValueError: bad arguments (see ``checks.check_linear``).
+        PackedBlobError: the blob is corrupt or in another layout.
+    """
+    return _linear_groups("linear_w8", input, packed, out_features, residual, out_dtype, out_scale, out_zero_point)
 
 
 def _conv2d_weight(

@@ -10,16 +10,19 @@ SCHEMAS: tuple[str, ...] = (
     "quantize_per_token(Tensor input, bool symmetric=False) -> (Tensor, Tensor, Tensor)",
     "linear_w8a8(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
     "float out_scale=1.0, int out_zero_point=0, Tensor? input_scale=None, Tensor? input_zero_point=None) -> Tensor",
-    "linear_w4(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
-    "float out_scale=1.0, int out_zero_point=0) -> Tensor",
-    "linear_bsr(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
-    "float out_scale=1.0, int out_zero_point=0) -> Tensor",
+    *(
+        f"{name}(Tensor input, Tensor packed, int out_features, Tensor? residual=None, ScalarType? out_dtype=None, "
+        "float out_scale=1.0, int out_zero_point=0) -> Tensor"
+        for name in ("linear_w4", "linear_w8", "linear_bsr")
+    ),
     *(
         f"{name}(Tensor input, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding, "
         "int[] dilation, Tensor? residual=None, ScalarType? out_dtype=None, float out_scale=1.0, "
         "int out_zero_point=0) -> Tensor"
         for name in ("conv2d_w8a8", "conv2d_bsr")
     ),
+    "embedding_packed(Tensor indices, Tensor packed, int num_embeddings, int embedding_dim, ScalarType out_dtype) "
+    "-> Tensor",
     "conv2d_chain(Tensor input, Tensor program, int out_channels, int[] height, int[] width, ScalarType out_dtype) "
     "-> Tensor",
 )

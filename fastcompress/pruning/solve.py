@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcompress.models.hessian import inverse_factor
+
 from .evidence import Evidence
 from .layers import PrunableLayer
 from .matrix import from_matrix
 from .patterns import Pattern
 from .permute import permutation, permuted, restored
 from .selection import mask_from_scores
-from .sparsegpt import inverse_factor, sparsegpt
+from .sparsegpt import sparsegpt
 
 __all__ = ["Solved", "retained_share", "solve"]
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcompress.models.hessian import Gram, inverse_factor
+
 from .matrix import as_matrix, from_matrix
 from .patterns import Pattern, parse_pattern
 from .selection import block_scores, lowest, mask_from_scores, pruned_count
@@ -18,15 +20,11 @@ __all__ = ["Hessian", "Solution", "sparsegpt"]
 #: Columns whose mask is chosen together; about the paper's 128 (section 3.3).
 _GROUP_COLS = 128
 
-#: Share of the mean diagonal that is added to it; ten times more at each retry.
-_DAMPENING = 0.01
-_RETRIES = 6
-
 #: An unfolded convolution input is made in pieces of about this many elements.
 _UNFOLDED_ELEMS = 1 << 24
 
 
-class Hessian:
+class Hessian(Gram):
     """``X^T X`` over all inputs of a layer, summed up batch by batch; half the Hessian of its squared output error.
 
     Columns are in the order of `as_matrix`, so a convolution's are (tap, channel).
@@ -49,10 +47,9 @@ class Hessian:
         problem = self.problem(layer)
         if problem is not None:
             raise TypeError(f"Hessian: {problem}")
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        super().__init__(as_matrix(weight).shape[1], weight.device)
         self.layer = layer
-        size = as_matrix(layer.weight).shape[1]  # type: ignore[arg-type]
-        self.matrix = torch.zeros(size, size, device=layer.weight.device)  # type: ignore[arg-type]
-        self.rows = 0
 
     @staticmethod
     def problem(layer: nn.Module) -> str | None:
@@ -73,12 +70,7 @@ class Hessian:
         if isinstance(self.layer, nn.Conv2d):
             self._update_conv(self.layer, x)
         else:
-            self._add(x.reshape(-1, x.shape[-1]))
-
-    def _add(self, rows: Tensor) -> None:
-        rows = rows.float()
-        self.matrix.addmm_(rows.T, rows)
-        self.rows += rows.shape[0]
+            self.add(x.reshape(-1, x.shape[-1]))
 
     def _update_conv(self, conv: nn.Conv2d, x: Tensor) -> None:
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -89,7 +81,7 @@ class Hessian:
             # [n, in*taps, positions] with the channel outermost → rows (tap, channel).
             columns = F.unfold(piece.float(), conv.kernel_size, conv.dilation, 0, conv.stride)
             columns = columns.reshape(piece.shape[0], conv.in_channels, taps, -1)
-            self._add(columns.permute(0, 3, 2, 1).reshape(-1, taps * conv.in_channels))
+            self.add(columns.permute(0, 3, 2, 1).reshape(-1, taps * conv.in_channels))
 
 
 @dataclass(frozen=True)
@@ -105,31 +97,6 @@ class Solution:
     weight: Tensor
     mask: Tensor
     saliency: Tensor
-
-
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """float32 upper triangular ``U`` with ``U^T U = (H + λI)^-1``; λ grows until the factorization succeeds.
-
-    Raises:
-        ValueError: H holds NaN or infinity, or is not positive definite even with the largest λ.
-    """
-    if not bool(torch.isfinite(hessian).all()):
-        raise ValueError("its inputs in calibration held NaN or infinity")
-    h = hessian.double()
-    diagonal = h.diagonal()
-    mean = float(diagonal.mean())
-    if mean <= 0.0:
-        raise ValueError("its inputs were zero throughout calibration")
-    # An input that was always zero says nothing; its weights are free and go first.
-    h = h + torch.diag((diagonal == 0).double() * mean)
-    eye = torch.eye(h.shape[0], dtype=h.dtype, device=h.device)
-    for attempt in range(_RETRIES):
-        lower, info = torch.linalg.cholesky_ex(h + _DAMPENING * 10.0**attempt * mean * eye)
-        if int(info) == 0:
-            upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if int(info) == 0 and bool(torch.isfinite(upper).all()):
-                return upper.float()
-    raise ValueError("its Hessian is not positive definite, however much is added to the diagonal")
 
 
 @torch.no_grad()

@@ -9,7 +9,9 @@ from torch import nn
 
 from fastcompress.models.calibrate import run_batch
 from fastcompress.models.replace import replace_modules, restore_modules
-from fastcompress.nn import GroupQuantLinear, QuantizedLayer
+from fastcompress.models.targets import Candidate
+from fastcompress.nn import GroupQuantLinear, PackedLayer, QuantEmbedding, QuantizedLayer
+from fastcompress.quantization.embeddings import Embedded
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.plan import Plan
 from fastcompress.record import LayerDecision
@@ -32,13 +34,19 @@ def commit(
             fused.setdefault(removed, []).append(name)
             module = plan.modules[removed]
             replacements[module] = nn.Identity()
+    tied = [(embedded, *embedded.built(plan.config)) for embedded in plan.embedded]
+    for embedded, embedding, heads in tied:
+        replacements[embedded.candidate.module] = embedding
+        replacements |= {head.module: heads[head.name] for head in embedded.heads}
     root = replacements.get(plan.model, plan.model)
     undo = replace_modules(plan.model, replacements)
     try:
-        if plan.first_batch and built:
+        if plan.first_batch and (built or tied):
             _try(root, plan)
         for name, layer in built.items():
             plan.decisions[name] = _quantized_decision(plan.jobs[name], layer)
+        for embedded, embedding, heads in tied:
+            _decide_embedded(plan, embedded, embedding, heads)
     except BaseException:
         restore_modules(undo)
         raise
@@ -48,6 +56,18 @@ def commit(
     for old, new in replacements.items():
         new.train(plan.training[old])
     return root
+
+
+def _decide_embedded(
+    plan: Plan, embedded: Embedded, embedding: QuantEmbedding, heads: Mapping[str, GroupQuantLinear]
+) -> None:
+    def decision(candidate: Candidate, layer: PackedLayer, reason: str) -> LayerDecision:
+        return LayerDecision(candidate.name, candidate.kind, "quantized", reason, kernel=layer.kernel_name())
+
+    name = embedded.candidate.name
+    plan.decisions[name] = decision(embedded.candidate, embedding, "for its size, not measured")
+    for head in embedded.heads:
+        plan.decisions[head.name] = decision(head, heads[head.name], f"shares the weight of {name}")
 
 
 def _try(root: nn.Module, plan: Plan) -> None:

@@ -45,7 +45,6 @@ def grouped_layer(
             activation=activation,
         )
     else:
-        bias = None if layer.bias is None else layer.bias.detach().to(torch.float32).clone()
-        c = replace(weights, bias=bias, activation=activation, input_mode=kind.input_mode)
+        c = replace(weights, activation=activation, input_mode=kind.input_mode)
         made = GroupQuantLinear.from_canonical(c, dtype=dtype)
     return made.to(dtype).eval()

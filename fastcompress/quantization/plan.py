@@ -15,6 +15,7 @@ from fastcompress.models.flow import Flow
 from fastcompress.models.speed import Timer, Verdict
 from fastcompress.models.targets import Candidate
 from fastcompress.quantization.candidates import find_candidates
+from fastcompress.quantization.embeddings import Embedded
 from fastcompress.quantization.fixed import FixedScales
 from fastcompress.quantization.job import Job
 from fastcompress.record import LayerDecision
@@ -47,6 +48,8 @@ class Plan:
 
     Attributes:
         fixed: layer → the scales that it must have; None for a call that finds scales itself, for every candidate.
+        jobs: what is going to be quantized, by name.
+        embedded: the embeddings that are, with the heads that share their weight.
     """
 
     model: nn.Module
@@ -58,6 +61,7 @@ class Plan:
     fixed: Mapping[nn.Module, FixedScales] | None = None
     decisions: dict[str, LayerDecision] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
+    embedded: list[Embedded] = field(default_factory=list)
     examples: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     flow: Flow | None = None
     first_batch: list[Any] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,15 @@ from fastcompress.models.flow import FlowTracer
 from fastcompress.models.parents import layer_problem, never_ran, parent_problems, tied_problems
 from fastcompress.models.speed import Timer, decide
 from fastcompress.models.targets import Candidate, module_names, unwanted
+from fastcompress.models.undo import undone_on_error
 from fastcompress.nn import PackedLayer
 from fastcompress.quantization.balance import apply_equalization, apply_smoothing
 from fastcompress.quantization.candidates import find_candidates, unsupported_layers, unsupported_reason
 from fastcompress.quantization.commit import commit, log_skipped
+from fastcompress.quantization.embeddings import Embedded, find_embeddings, wanted_embeddings
 from fastcompress.quantization.fixed import FixedScales
 from fastcompress.quantization.fuse import Fusion, find_fusions, is_foldable
+from fastcompress.quantization.group_weights import checked_options, find_weights
 from fastcompress.quantization.job import Job
 from fastcompress.quantization.plan import Plan, Source, tracked_modules
 from fastcompress.quantization.sparse_form import choose_forms
@@ -56,12 +59,14 @@ def quantize_model(
     modules = {names[0]: module for module, names in module_names(model).items()}
     training = {module: module.training for module in modules.values()}
     plan = Plan(model, config, source, timer, modules, training, fixed)
-    with evaluating(model):
+    checked_options(config)
+    with evaluating(model), undone_on_error(model):
         candidates = _select(plan)
         _record_run(plan, candidates)
         _adapt(plan, candidates)
         _measure(plan)
         norms = _balance(plan)
+        find_weights(plan)
         built = {name: job.quantized(config) for name, job in plan.jobs.items()}
         result = commit(plan, built, norms)
     order = {name: position for position, name in enumerate(plan.modules)}
@@ -79,7 +84,9 @@ def _select(plan: Plan) -> list[Candidate]:
                 plan.leave(layer, "skipped", unsupported_reason(layer.module))
     else:
         everything = [candidate for candidate in everything if candidate.module in plan.fixed]
-    left_out = unwanted(model, everything, config)
+    embeddings = [] if config.embedding_bits is None else list(find_embeddings(model))
+    left_out = unwanted(model, [*everything, *(embedded.candidate for embedded, _ in embeddings)], config)
+    everything = _without_heads(plan, everything, wanted_embeddings(embeddings, left_out))
     parents = parent_problems(model, _runs(plan.source))
     remaining: list[Candidate] = []
     for candidate in everything:
@@ -106,6 +113,20 @@ def _select(plan: Plan) -> list[Candidate]:
         if candidate.module in notes:
             plan.jobs[candidate.name].notes.append(notes[candidate.module])
     return remaining
+
+
+def _without_heads(
+    plan: Plan, candidates: list[Candidate], embeddings: Iterable[tuple[Embedded, str, str]]
+) -> list[Candidate]:
+    """Decide about embeddings; the heads of those that are quantized go with them."""
+    heads: set[nn.Module] = set()
+    for embedded, action, reason in embeddings:
+        if action != "quantized":
+            plan.leave(embedded.candidate, action, reason)
+            continue
+        plan.embedded.append(embedded)
+        heads.update(head.module for head in embedded.heads)
+    return [candidate for candidate in candidates if candidate.module not in heads]
 
 
 def _runs(source: Source) -> bool:

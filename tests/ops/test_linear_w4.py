@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcompress.errors import PackedBlobError
-from fastcompress.ops import W4Canonical, check, info, native, pack, reference, reference_w4, unpack
+from fastcompress.ops import W4Canonical, check, info, native, pack, reference, reference_groups, unpack
 from fastcompress.ops.blob_checksum import blob_checksum
 from fastcompress.ops.canonical_w4 import pack_nibbles, unpack_nibbles
 from fastcompress.ops.rounding import round_to_nearest
@@ -107,7 +107,7 @@ def test_blobs_give_back_every_bit(shape: tuple[int, ...], kind: str) -> None:
     _, inputs, out, group = shape
     for seed in range(6):
         c = canonical(out, inputs, group, kind, seed, activation="silu" if seed == 5 else "none")
-        for packed in (pack(c), reference_w4.encode(c)):
+        for packed in (pack(c), reference_groups.encode(c)):
             check(packed)
             same(unpack(packed), c)
             header = info(packed)
@@ -155,7 +155,7 @@ def test_operator_and_plain_torch_agree_on_every_option() -> None:
         for activation in ("none", "relu", "gelu", "silu"):
             c = canonical(20, 40, 16, kind, 1, activation=activation)
             for options in ({}, {"residual": residual}, {"out_dtype": torch.bfloat16}, bytes_out):
-                plain = reference.linear_w4(x, reference_w4.encode(c), 20, **options)  # type: ignore[arg-type]
+                plain = reference.linear_w4(x, reference_groups.encode(c), 20, **options)  # type: ignore[arg-type]
                 assert torch.equal(run(x, c, **options), plain)
 
 

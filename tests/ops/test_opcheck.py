@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcompress.ops import BlockCSR, SparseCanonical, pack, schemas
+from fastcompress.ops import BlockCSR, SparseCanonical, W8Canonical, pack, schemas
 from fastcompress.ops.chain import Window
 from fastcompress.ops.chain_program import ChainStep, pack_chain
 from fastcompress.ops.rounding import round_to_nearest
@@ -42,6 +42,8 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     conv = pack(canonical_conv2d(activation="hardswish"))
     image = _x(2, 2, 8, 9)
     w4 = pack(round_to_nearest(_x(20, 40), 16, activation="gelu"))
+    w4_float = pack(round_to_nearest(_x(20, 40), 16, symmetric=False, input_mode="float"))
+    w8 = pack(W8Canonical(_u8(20, 40).view(torch.int8), _x(20, 3).abs() + 0.1, None, 16, activation="silu"))
     bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 12).round(), (16, 1)), None, "gelu"))
     conv_bsr = pack(SparseCanonical(BlockCSR.from_dense(_x(16, 27).round(), (1, 1)), _x(16), "silu", (3, 3)))
     scales, zeros = torch.rand(3, generator=rng(3)) + 0.1, torch.full((3,), 4, dtype=torch.int32)
@@ -73,6 +75,14 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("linear_w4", (_x(40, dtype=torch.bfloat16), w4, 20), {"residual": _x(20), "out_dtype": torch.float32}),
         ("linear_w4", (_x(2, 3, 40), w4, 20), out),
         ("linear_w4", (_x(3, 40, grad=True), w4, 20), {"residual": _x(3, 20, grad=True)}),
+        ("linear_w4", (_x(3, 40, dtype=torch.float16), w4_float, 20), {}),
+        ("linear_w4", (_x(3, 40, grad=True), w4_float, 20), {"residual": _x(3, 20, grad=True)}),
+        ("linear_w8", (_x(3, 40), w8, 20), {}),
+        ("linear_w8", (_x(40, dtype=torch.bfloat16), w8, 20), {"residual": _x(20), "out_dtype": torch.float32}),
+        ("linear_w8", (_x(2, 3, 40), w8, 20), out),
+        ("linear_w8", (_x(3, 40, grad=True), w8, 20), {"residual": _x(3, 20, grad=True)}),
+        ("embedding_packed", (torch.tensor([[3, 0], [19, 3]]), w8, 20, 40, torch.float32), {}),
+        ("embedding_packed", (torch.tensor(7, dtype=torch.int32), w4, 20, 40, torch.bfloat16), {}),
         ("linear_bsr", (_x(3, 12), bsr, 16), {}),
         ("linear_bsr", (_x(12, dtype=torch.bfloat16), bsr, 16), {"residual": _x(16), "out_dtype": torch.float32}),
         ("linear_bsr", (_x(3, 12, grad=True), bsr, 16), {"residual": _x(3, 16, grad=True)}),
@@ -84,6 +94,7 @@ def _samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("conv2d_backward", (_x(2, 16, 4, 10), _x(2, 3, 8, 9), conv_bsr, *GEOMETRY[1:]), {}),
         ("dequantize", (bsr, "weight", [16, 12], torch.float32), {}),
         ("dequantize", (static, "weight", [5, 7], torch.bfloat16), {}),
+        ("dequantize", (w8, "weight", [20, 40], torch.float32), {}),
         ("dequantize", (static, "bias", [5], torch.float32), {}),
         ("linear_backward", (_x(3, 5), _x(3, 7), dynamic), {"residual": _x(3, 5)}),
         ("conv2d_backward", (_x(2, 6, 4, 10), image, conv, *GEOMETRY[1:]), {}),

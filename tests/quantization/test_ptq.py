@@ -255,4 +255,4 @@ def test_config_options_are_the_observers_and_activations_there_are() -> None:
     from fastcompress.quantization import OBSERVERS
 
     assert tuple(OBSERVERS) == ACTIVATION_OBSERVERS
-    assert set(constants.INPUT_MODES) == {"static", "dynamic", "dynamic_symmetric"}
+    assert set(constants.INPUT_MODES) == {"static", "dynamic", "dynamic_symmetric", "float"}

@@ -7,7 +7,7 @@
 
 #include "blob_header.h"
 #include "blocks.h"
-#include "nibbles.h"
+#include "grouped.h"
 
 namespace fastcompress {
 namespace {
@@ -62,15 +62,14 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
             "pack_w8a8: the buffer has " + std::to_string(bytes) + " bytes, needs " + std::to_string(h.total_bytes));
     std::memset(blob, 0, static_cast<size_t>(bytes));
     int32_t* sums = reinterpret_cast<int32_t*>(blob + h.column_sum_offset);
-    if (s.nibbles) {
-        pack_nibbles(*s.nibbles, h, blob);
+    if (s.grouped) {
+        pack_grouped(*s.grouped, h, blob);
     } else if (s.sparse) {
         pack_blocks(*s.sparse, h, blob, sums);
     } else {
         pack_panels(s, h, reinterpret_cast<int8_t*>(blob + h.panels_offset), sums);
     }
-    float* scales =
-        reinterpret_cast<float*>(blob + h.scale_offset);  // of channels: four-bit weights have those of groups
+    float* scales = reinterpret_cast<float*>(blob + h.scale_offset);  // of channels: weights in groups have their own
     float* bias = reinterpret_cast<float*>(blob + h.bias_offset);
     for (int64_t n = 0; n < h.out_channels; ++n) {
         if (s.weight_scale) scales[padded_channel(h, n)] = s.weight_scale[n];

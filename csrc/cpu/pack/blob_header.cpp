@@ -6,7 +6,7 @@
 
 #include "../dispatch.h"
 #include "blocks.h"
-#include "nibbles.h"
+#include "grouped.h"
 
 namespace fastcompress {
 namespace {
@@ -36,6 +36,8 @@ void check_spec(const LayerSpec& s) {
     require(s.weight_rank == 2 || s.weight_rank == 4, "pack_w8a8: weight must have 2 or 4 dimensions");
     require(s.weight_rank == 2 || s.input_mode == InputMode::per_tensor,
             "pack_w8a8: convolutions take static activations (input_mode 0) only");
+    require(s.grouped || s.input_mode != InputMode::real,
+            "pack_w8a8: float activations (input_mode 3) are for weights in groups (pack_w4, pack_w8)");
 }
 
 // Without column sums and scales, float weights need no room for them.
@@ -48,7 +50,7 @@ void lay_out_channels(BlobHeader& h, int64_t padded_channels) {
 
 // Everything that follows from the dimensions, the ISA and whether there is a bias.
 void lay_out(BlobHeader& h) {
-    if (is_four_bit(h)) return lay_out_nibbles(h);
+    if (is_grouped(h)) return lay_out_grouped(h);
     if (is_block_sparse(h)) {
         lay_out_blocks(h);
         lay_out_channels(h, h.panels * kPanel);
@@ -88,11 +90,12 @@ bool consistent(const BlobHeader& h, int64_t bytes) {
         !between(h.activation, 0, kActivationCount - 1) || !between(h.input_zero_point, 0, 255) ||
         !(std::isnormal(h.input_scale) && h.input_scale > 0) || (h.weight_rank == 4 && h.input_mode != 0))
         return false;
-    if (h.value_bits != 0 && h.value_bits != 4) return false;
-    if (is_four_bit(h) ? !consistent_nibbles(h)
-                       : h.group_size != 0 || h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0)
+    if (h.value_bits != 0 && h.value_bits != 4 && h.value_bits != 8) return false;
+    if (is_grouped(h) ? !consistent_grouped(h)
+                      : h.input_mode == static_cast<int32_t>(InputMode::real) || h.group_size != 0 ||
+                            h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0)
         return false;
-    if (is_four_bit(h) && (is_block_sparse(h) || has_real_weights(h))) return false;
+    if (is_grouped(h) && (is_block_sparse(h) || has_real_weights(h))) return false;
     if (is_block_sparse(h) ? !consistent_blocks(h)
                            : h.block_h != 0 || h.block_w != 0 || h.blocks != 0 || h.entries != 0)
         return false;
@@ -138,7 +141,7 @@ void seal_header(BlobHeader& h) { h.header_checksum = header_checksum(h); }
 BlobHeader plan_blob(const LayerSpec& s) {
     check_spec(s);
     if (s.sparse) check_blocks(s);
-    if (s.nibbles) check_nibbles(s);
+    if (s.grouped) check_grouped(s);
     BlobHeader h;
     std::memset(&h, 0, sizeof h);
     h.magic = kBlobMagic;
@@ -157,7 +160,7 @@ BlobHeader plan_blob(const LayerSpec& s) {
     h.activation = static_cast<int32_t>(s.activation);
     h.value_dtype = static_cast<int32_t>(DType::s8);
     if (s.sparse) plan_blocks(*s.sparse, h);
-    if (s.nibbles) plan_nibbles(*s.nibbles, h);
+    if (s.grouped) plan_grouped(*s.grouped, h);
     lay_out(h);
     return h;
 }

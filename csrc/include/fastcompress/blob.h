@@ -19,14 +19,17 @@
 // They are blocks of the matrix [out, kernel row, kernel column, in]; kernels.h (SparseProduct, SparseKernel) says what lies in a
 // block and what a column's number means. Sums and scales are there for s8 only.
 //
-// Four-bit weights, of linear layers, have a scale for each group of neighbouring inputs:
+// Weights in groups, of linear layers, have a scale for each group of neighbouring inputs:
 //
-//     | header 256 | nibbles | scales | zero points or minima | bias |
+//     | header 256 | codes | scales | zero points or minima | bias |
 //
-// k is padded to a multiple of eight. Nibbles are "n16k8": panel p holds output channels 16p .. 16p+15, and of eight inputs
+// k is padded to a multiple of eight. A code of four bits is the value, one of eight bits the value plus 128. Panel p holds output
+// channels 16p .. 16p+15, line by line of 64 bytes: a word for each channel. Four bits are "n16k8", one line for eight inputs,
 //
-//     low nibble of byte  4n + i  of 64:  input i      of channel n     i in 0..3
-//     high nibble                         input i + 4
+//     low nibble of byte  4n + i  of a line:  input i      of channel n     i in 0..3
+//     high nibble                             input i + 4
+//
+// and eight bits "n16k4", one line for four inputs: byte 4n + i is input i of channel n.
 //
 // Scales, zero points (u8) and minima (f32) are [panel][group][16].
 #pragma once
@@ -39,7 +42,15 @@
 
 namespace fastcompress {
 
-enum class Family : int32_t { linear = 0, conv2d = 1, depthwise = 2, linear_bsr = 3, conv2d_bsr = 4, linear_w4 = 5 };
+enum class Family : int32_t {
+    linear = 0,
+    conv2d = 1,
+    depthwise = 2,
+    linear_bsr = 3,
+    conv2d_bsr = 4,
+    linear_w4 = 5,
+    linear_w8 = 6
+};
 
 constexpr uint32_t kBlobMagic = 0x4b504346u;  // "FCPK"
 constexpr int32_t kBlobVersion = 2;
@@ -71,8 +82,8 @@ struct BlobHeader {
     int64_t pointer_offset, index_offset;  // bytes from the start
     int32_t block_h, block_w;              // 0: dense
     int32_t value_dtype;                   // s8, f32 or bf16
-    int32_t value_bits;                    // 4, or 0: what value_dtype says
-    int64_t group_size;   // four-bit weights only, like the following: inputs a group, the last may have fewer
+    int32_t value_bits;                    // of weights in groups: 4 or 8; 0: what value_dtype says
+    int64_t group_size;   // weights in groups only, like the following: inputs a group, the last may have fewer
     int32_t scale_dtype;  // f32, bf16 or f16
     int32_t zero_kind;    // ZeroKind
     int64_t zero_offset;  // bytes from the start
@@ -91,26 +102,28 @@ struct BlockIndex {
     int32_t block_h = 0, block_w = 0;
 };
 
-// What is taken off a four-bit value q: w = scale * (q - 8), scale * (q - zero point), or scale * q + minimum.
-enum class ZeroKind : int32_t { eight = 0, zero_point = 1, minimum = 2 };
+// What is taken off a code q: w = scale * (q - middle), scale * (q - zero point), or scale * q + minimum. Eight bits have `middle` only.
+enum class ZeroKind : int32_t { middle = 0, zero_point = 1, minimum = 2 };
 
-// Four-bit weights with a scale for each group.
-struct NibbleSpec {
-    const uint8_t* words = nullptr;  // [out, row_bytes]: input k of a row in byte k / 2, even inputs in the low nibble
+// Weights with a scale for each group.
+struct GroupedSpec {
+    int32_t bits = 4;
+    // [out, row_bytes]. Four bits: input k of a row in byte k / 2, even inputs in the low nibble. Eight: s8 values.
+    const uint8_t* words = nullptr;
     int64_t row_bytes = 0;
     const void* scale = nullptr;  // [out, groups] of scale_dtype
     DType scale_dtype = DType::f32;
     const uint8_t* zero_point = nullptr;  // [out, groups], 0 to 15; or:
-    const float* minimum = nullptr;       // [out, groups]; or neither: 8
+    const float* minimum = nullptr;       // [out, groups]; or neither: the middle, 8 or (s8) 0
     int64_t group_size = 0;
 };
 
 // Canonical description of a layer; pointers are borrowed.
 struct LayerSpec {
-    const int8_t* weight = nullptr;       // [out, in_channels, kernel_h, kernel_w], C-contiguous; or:
-    const BlockIndex* sparse = nullptr;   // blocks of [out, kernel_h * kernel_w * in_channels]; or:
-    const NibbleSpec* nibbles = nullptr;  // of [out, in_channels]
-    const float* weight_scale = nullptr;  // null for float values
+    const int8_t* weight = nullptr;        // [out, in_channels, kernel_h, kernel_w], C-contiguous; or:
+    const BlockIndex* sparse = nullptr;    // blocks of [out, kernel_h * kernel_w * in_channels]; or:
+    const GroupedSpec* grouped = nullptr;  // of [out, in_channels]
+    const float* weight_scale = nullptr;   // null for float values
     const float* bias = nullptr;
     int64_t out_channels = 0, in_channels = 0, groups = 1, kernel_h = 1, kernel_w = 1;
     int32_t weight_rank = 2;
@@ -141,9 +154,11 @@ void verify_blob(const uint8_t* blob, int64_t bytes);
 void unpack_weight(const uint8_t* blob, int8_t* weight);
 // The weights of an opened block-sparse blob: crow [out / block_h + 1], col [blocks], values [blocks, block_h, block_w].
 void unpack_blocks(const BlobHeader& h, int32_t* crow, int32_t* col, void* values);
-// The weights of an opened four-bit blob; arrays as in NibbleSpec, but zero-filled, and null where there are none.
-void unpack_nibbles(const BlobHeader& h, uint8_t* words, int64_t row_bytes, void* scale, uint8_t* zero_point,
+// The weights of an opened blob with groups; arrays as in GroupedSpec, but zero-filled, and null where there are none.
+void unpack_grouped(const BlobHeader& h, uint8_t* words, int64_t row_bytes, void* scale, uint8_t* zero_point,
                     float* minimum);
+// Row n of them as float32, [in_channels]: (q - z) * scale, or q * scale + minimum.
+void dequantize_row(const BlobHeader& h, int64_t n, float* out);
 // Per-channel values (blob_scales, blob_bias) of an opened blob without their padding: out [out_channels].
 void unpack_channels(const BlobHeader& h, const float* padded, float* out);
 
@@ -157,6 +172,7 @@ inline const int32_t* blob_pointers(const BlobHeader& h) {
 }
 inline const uint8_t* blob_index(const BlobHeader& h) { return reinterpret_cast<const uint8_t*>(&h) + h.index_offset; }
 inline bool is_linear(const BlobHeader& h) { return h.weight_rank == 2; }
+inline bool is_grouped(const BlobHeader& h) { return h.value_bits != 0; }
 inline bool is_four_bit(const BlobHeader& h) { return h.value_bits == 4; }
 inline int64_t group_count(const BlobHeader& h) { return ceil_div(h.in_channels, h.group_size); }
 inline bool has_real_weights(const BlobHeader& h) { return h.value_dtype != static_cast<int32_t>(DType::s8); }

@@ -147,12 +147,15 @@ struct NibbleProduct {
     const float* minimum;       // null: none
     int64_t octets, group_octets, groups;
     int64_t panel0, panel1, channels;
-    float* c;  // scratch of kNibbleScratchElements
+    float* c;        // scratch of kNibbleScratchElements
+    uint8_t* bytes;  // scratch of kNibbleScratchBytes
     EpilogueFunction finish;
     const Epilogue* epilogue;
     int64_t row0;
 };
-constexpr int64_t kNibbleScratchElements = 6 * 64;
+constexpr int64_t kNibbleBlockRows = 96, kNibbleBlockOctets = 32;  // rows and inputs of a group that are taken together
+constexpr int64_t kNibbleScratchElements = kNibbleBlockRows * 64;
+constexpr int64_t kNibbleScratchBytes = kNibbleBlockOctets * 8 * 64;
 
 // What one ISA has for four-bit weights.
 struct NibbleTable {
@@ -160,6 +163,44 @@ struct NibbleTable {
     const char* name;
     int64_t rows;    // that are multiplied together
     int64_t panels;  // likewise
+};
+
+// Weight-only products: rows of float32 activations times the codes of panels [panel0, panel1), in float32. For row m and channel n
+//
+//     v = 0;  for each group g in order:  s = 0;  s = s + a[m,k] * (q[n,k] - zero)   for its inputs, word by word (blob.h)
+//                                         s = s + (zero - z[n,g]) * sums[m,g]                      with zero points
+//                                         v = v + s * scale[n,g]
+//                                         v = v + sums[m,g] * minimum[n,g]                         with minima
+//
+// q is the stored code; `zero`, which makes q - zero small, is 8 or (eight bits) 128, 0 with minima. q - zero is exact. "+ *" is one
+// fused operation on every ISA but generic, where it is two. Neither order nor operations depend on the tile: what a row gives
+// depends on the ISA only, not on the other rows.
+struct WeightOnlyProduct {
+    const float* a;          // zeros from K to the end of the last eight inputs
+    int64_t rows, a_stride;  // stride: elements
+    const float* sums;       // [rows, groups]: of a group's activations; with zero points and minima only
+    const uint8_t* w;
+    const void* scale;
+    DType scale_dtype;
+    float zero;
+    const uint8_t* zero_point;  // four-bit weights only
+    const float* minimum;       // null: none
+    int64_t octets, group_octets, groups;
+    int64_t panel0, panel1, channels;
+    float* c;  // scratch of kNibbleScratchElements
+    EpilogueFunction finish;
+    const Epilogue* epilogue;
+    int64_t row0;
+};
+
+// What one ISA has for weights whose activations stay float.
+struct WeightOnlyTable {
+    void (*four)(const WeightOnlyProduct&);   // four-bit codes
+    void (*eight)(const WeightOnlyProduct&);  // bytes
+    const char* name;
+    int64_t rows;          // that are multiplied together
+    int64_t panels;        // likewise
+    int64_t panels_alone;  // with a single row
 };
 
 // What one ISA has for sparse weights.
@@ -192,6 +233,7 @@ struct KernelTable {
 
     SparseTable sparse;
     NibbleTable nibbles;
+    WeightOnlyTable weight_only;
 
     EpilogueFunction epilogue;
 

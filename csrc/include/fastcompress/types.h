@@ -26,9 +26,9 @@ enum class Activation : int32_t {
 };
 constexpr int kActivationCount = 8;
 
-// How a layer obtains its 8-bit activations.
-enum class InputMode : int32_t { per_tensor = 0, per_token = 1, per_token_symmetric = 2 };
-constexpr int kInputModeCount = 3;
+// How a layer obtains its 8-bit activations; real: it takes floats as they are (weights in groups only).
+enum class InputMode : int32_t { per_tensor = 0, per_token = 1, per_token_symmetric = 2, real = 3 };
+constexpr int kInputModeCount = 4;
 
 // Largest reduction length: 255 * 128 * kMaxK still fits int32.
 constexpr int64_t kMaxK = 65793;

@@ -29,7 +29,7 @@ struct Layer {
             low.push_back(0.01f * static_cast<float>(random_int(-100, 100)));
         }
         for (int n = 0; n < out; ++n) bias.push_back(static_cast<float>(random_int(-9, 9)));
-        fc::NibbleSpec nibbles;
+        fc::GroupedSpec nibbles;
         nibbles.words = words.data();
         nibbles.row_bytes = row_bytes;
         nibbles.scale = scale.data();
@@ -37,7 +37,7 @@ struct Layer {
         if (kind == fc::ZeroKind::zero_point) nibbles.zero_point = zero.data();
         if (kind == fc::ZeroKind::minimum) nibbles.minimum = low.data();
         fc::LayerSpec spec;
-        spec.nibbles = &nibbles;
+        spec.grouped = &nibbles;
         spec.bias = bias.data();
         spec.out_channels = out;
         spec.in_channels = in;
@@ -75,13 +75,13 @@ void check_layer(const char* isa, int rows, int out, int in, int group, fc::Zero
     const Layer layer(out, in, group, kind);
     std::vector<uint8_t> words(layer.words.size());
     std::vector<float> scale(layer.scale.size());
-    fc::unpack_nibbles(layer.header(), words.data(), layer.row_bytes, scale.data(), nullptr, nullptr);
+    fc::unpack_grouped(layer.header(), words.data(), layer.row_bytes, scale.data(), nullptr, nullptr);
     bool same = scale == layer.scale;
     for (int n = 0; n < out; ++n)
         for (int k = 0; k < in; ++k)
             same = same &&
                    (words[static_cast<size_t>(n * layer.row_bytes + k / 2)] >> (k % 2 * 4) & 15) == layer.value(n, k);
-    expect(same, isa, "unpack_nibbles(pack_nibbles(weight)) == weight");
+    expect(same, isa, "unpack_grouped(pack_grouped(weight)) == weight");
 
     // Integers with a largest magnitude of 127: their quantization is exact, with a scale near 1.
     std::vector<float> x(static_cast<size_t>(rows * in)), y(static_cast<size_t>(rows * out), -1.0f);
@@ -106,7 +106,7 @@ void check_layer(const char* isa, int rows, int out, int in, int group, fc::Zero
 
 }  // namespace
 
-void check_nibbles(const char* isa, int threads) {
+void check_grouped(const char* isa, int threads) {
     for (fc::ZeroKind kind : {fc::ZeroKind::eight, fc::ZeroKind::zero_point, fc::ZeroKind::minimum})
         for (int rows : {1, 2, 3, 5, 6, 7, 13})
             for (int in : {1, 8, 31, 40, 200}) {
