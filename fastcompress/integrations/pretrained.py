@@ -15,7 +15,7 @@ from fastcompress.formats.checkpoints import Checkpoint, read_checkpoint
 from fastcompress.formats.checkpoints.directory import read_json
 from fastcompress.formats.checkpoints.placing import fill_tensors, place_layers, with_input_mode
 
-__all__ = ["load_pretrained", "materialize_buffers"]
+__all__ = ["keep_ties", "load_pretrained", "materialize_buffers"]
 
 _FUNCTION = "load_pretrained"
 _INPUT_MODES = (None, "float", "dynamic_symmetric")
@@ -69,7 +69,7 @@ def load_pretrained(
     target = torch.device(device)
     try:
         kind = dtype or _stored_dtype(checkpoint.config)
-        model = _empty_model(checkpoint, kind)
+        model: Any = _empty_model(checkpoint, kind)
         tied = dict(getattr(model, "all_tied_weights_keys", {}))
         tied = {key: source for key, source in tied.items() if not _both_stored(checkpoint, key, source)}
         layers = {name: with_input_mode(stored, input_mode) for name, stored in checkpoint.layers.items()}
@@ -77,7 +77,9 @@ def load_pretrained(
         fill_tensors(model, checkpoint, placed, tied, kind, target)
         for layer in placed.layers.values():
             layer.to(target)
-        _tie(model, tied, placed.tied)
+        keep_ties(model, {key: source for key, source in tied.items() if key not in placed.tied})
+        if hasattr(model, "tie_weights"):
+            model.tie_weights(recompute_mapping=False)
         materialize_buffers(model, target)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         if isinstance(error, CheckpointError):
@@ -160,12 +162,15 @@ def _both_stored(checkpoint: Checkpoint, target: str, source: str) -> bool:
     return first is not None and second is not None and not torch.equal(first, second)
 
 
-def _tie(model: Any, tied: Mapping[str, str], settled: frozenset[str]) -> None:
-    """Tied float parameters become one; the model's own table keeps only those."""
+def keep_ties(model: Any, kept: Mapping[str, str]) -> None:
+    """Leave transformers only these pairs of tied parameters: layers of ours are tied already, and have none."""
     if not hasattr(model, "all_tied_weights_keys"):
         return
-    model.all_tied_weights_keys = {key: source for key, source in tied.items() if key not in settled}
-    model.tie_weights(recompute_mapping=False)
+    model.all_tied_weights_keys = dict(kept)
+    if not kept:
+        for module in model.modules():
+            if getattr(module, "_tied_weights_keys", None):
+                module._tied_weights_keys = None  # what `tie_weights` would look the pairs up in again
 
 
 def materialize_buffers(model: Any, device: torch.device) -> None:
