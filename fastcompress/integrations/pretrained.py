@@ -57,6 +57,7 @@ def load_pretrained(
 
     Example:
         >>> model = fc.load_pretrained("SmolLM2-135M-Instruct.Q4_1.gguf")
+        >>> tokenizer = AutoTokenizer.from_pretrained(".", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
         >>> model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=20)
     """
     if dtype is not None and dtype not in _FLOATS.values():

@@ -37,10 +37,11 @@ _SCALARS: dict[int, struct.Struct] = {
 #: Type code → name, elements of a block, bytes of a block.
 _TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34),
+    14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
 }  # fmt: skip
 _OTHER_TYPES = {
-    6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 20: "IQ4_NL",
+    6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 15: "Q8_K", 20: "IQ4_NL",
     23: "IQ4_XS", 39: "MXFP4",
 }  # fmt: skip
 

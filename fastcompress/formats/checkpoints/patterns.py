@@ -28,12 +28,13 @@ _Part = Callable[[str, int], int]
 def _one(accepts: Callable[[str], bool]) -> _Part:
     """One character."""
 
+    known: dict[str, int] = {}
+
     def part(text: str, places: int) -> int:
-        reached = 0
-        for index, char in enumerate(text):
-            if places >> index & 1 and accepts(char):
-                reached |= 2 << index
-        return reached
+        if text not in known:
+            known.clear()  # repetitions ask for one text many times, then it does not come back
+            known[text] = sum(1 << index for index, char in enumerate(text) if accepts(char))
+        return (places & known[text]) << 1
 
     return part
 

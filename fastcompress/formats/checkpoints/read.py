@@ -36,8 +36,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a quantized checkpoint: a Hugging Face directory, or one GGUF file.
 
     Formats: GPTQ (versions 1 and 2, 4 bits, and 8 bits symmetric), AWQ GEMM, compressed-tensors (``pack-quantized`` and
-    ``int-quantized``), GGUF of Llama networks with Q4_0, Q4_1 and Q8_0 tensors. Directories without quantization give
-    floats only.
+    ``int-quantized``), GGUF of Llama networks with Q4_0, Q4_1, Q8_0 and Q6_K tensors. Directories without quantization
+    give floats only.
 
     Every field is checked before it is used. Memory stays within a small multiple of the file's size. Pickle files
     are never opened.

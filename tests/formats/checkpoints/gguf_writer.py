@@ -13,7 +13,7 @@ __all__ = ["Parts", "llama", "text"]
 
 Array = NDArray[Any]
 _U32, _F32, _STR, _ARR = 4, 6, 8, 9
-_CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
+_CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q6_K": 14, "BF16": 30}
 
 
 def text(value: str) -> bytes:
@@ -49,8 +49,29 @@ class Parts:
         return head + b"\0" * (-len(head) % self.alignment) + data
 
 
+def _six_bit_blocks(rng: np.random.Generator, out: int, inputs: int) -> tuple[bytes, Array]:
+    """Q6_K: element by element, as ggml's quantize_row_q6_K_ref lays them out."""
+    blocks, weights = b"", np.empty((out, inputs), np.float32)
+    for row in range(out):
+        for start in range(0, inputs, 256):
+            q, fine = rng.integers(0, 64, 256), rng.integers(-128, 128, 16).astype(np.int8)
+            d = rng.uniform(-1e-3, 1e-3, 1).astype(np.float16)
+            low, high = np.zeros(128, np.uint8), np.zeros(64, np.uint8)
+            for half in range(2):
+                for e in range(128):
+                    value = int(q[128 * half + e])
+                    low[64 * half + e % 64] |= (value & 15) << (4 * (e // 64))
+                    high[32 * half + e % 32] |= (value >> 4) << (2 * (e // 32))
+            blocks += low.tobytes() + high.tobytes() + fine.tobytes() + d.tobytes()
+            scale = d.astype(np.float32) * fine.astype(np.float32)
+            weights[row, start : start + 256] = np.repeat(scale, 16) * (q - 32).astype(np.float32)
+    return blocks, weights
+
+
 def _blocks(rng: np.random.Generator, kind: str, out: int, inputs: int) -> tuple[bytes, Array]:
     """Random blocks ``[out, in / 32]`` of a type, and their weights."""
+    if kind == "Q6_K":
+        return _six_bit_blocks(rng, out, inputs)
     shape = (out, inputs // 32)
     d = rng.uniform(-0.1, 0.1, shape).astype(np.float16)  # Q4_0's scales have both signs
     wide = d.astype(np.float32)[..., None]

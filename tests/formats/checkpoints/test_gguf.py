@@ -70,10 +70,18 @@ def test_other_alignment(tmp_path: Path) -> None:
     compare(read_checkpoint(write(tmp_path, parts)), parts)
 
 
-def test_agrees_with_the_gguf_package(tmp_path: Path) -> None:
+def test_six_bits(tmp_path: Path) -> None:
+    parts = llama(9, hidden=256, feed_forward=256, kinds=("Q6_K", "Q4_0"), tied=False, blocks=1)
+    checkpoint = read_checkpoint(write(tmp_path, parts))
+    compare(checkpoint, parts)
+    assert checkpoint.layers["model.embed_tokens"].canonical.group_size == 16
+
+
+@pytest.mark.parametrize(("hidden", "kinds"), [(64, ("Q4_0", "Q4_1", "Q8_0")), (256, ("Q6_K",))])
+def test_agrees_with_the_gguf_package(tmp_path: Path, hidden: int, kinds: tuple[str, ...]) -> None:
     """Our test writer against their reader, so that the two do not share a mistake."""
     gguf = pytest.importorskip("gguf")
-    parts = llama(4, kinds=("Q4_0", "Q4_1", "Q8_0"))
+    parts = llama(4, kinds=kinds, hidden=hidden, feed_forward=hidden)
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(write(tmp_path, parts)).tensors}
     down = theirs["blk.1.ffn_down.weight"]
     found = gguf.dequantize(down.data, down.tensor_type)
@@ -136,7 +144,7 @@ def renamed(old: str, new: str) -> Any:
         (metadata("x", struct.pack("<IIQ", 9, 10, 2**61)), "'x': says"),
         (metadata("x", struct.pack("<IQ", 8, 2**63)), "'x': says"),
         (metadata("x", struct.pack("<IB", 7, 2)), "'x': a truth value"),
-        (tensor("output_norm.weight", code=14), "Q6_K.*llama-quantize"),
+        (tensor("output_norm.weight", code=12), "Q4_K.*llama-quantize"),
         (tensor("output_norm.weight", code=2, shape=(64,), raw=bytes(36)), "only matrices"),
         (tensor("output_norm.weight", shape=(65,), raw=bytes(260)), r"output_norm\.weight.*shape \[65\]"),
         (tensor("output_norm.weight", shape=(2**62,)), "takes"),

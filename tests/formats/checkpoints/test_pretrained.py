@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.formats.checkpoints.gguf_writer import llama
 from tests.formats.checkpoints.layers import use_layers
 from tests.formats.checkpoints.test_gguf import smollm2
 from tests.formats.checkpoints.writers import Written, save_directory
+from tests.formats.test_fuzz import ODD
 
 transformers = pytest.importorskip("transformers")
 
@@ -29,6 +32,8 @@ CONFIG = {
     "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": True, "dtype": "float32",
 }  # fmt: skip
+#: Damaged configurations; transformers itself takes 20 ms for each.
+CONFIGURATIONS = 200
 TOKENS = torch.tensor([[1, 5, 9, 40, 3, 22]])
 FORMATS: dict[str, Any] = {
     "gptq": lambda shapes: writers.gptq(1, shapes=shapes, act_order=True, bias=False),
@@ -246,6 +251,35 @@ def test_refuses(tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         fc.load_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_configuration_mutations(tmp_path: Path) -> None:
+    """Whatever config.json says: a model or one `CheckpointError`, soon, and without much memory."""
+    written, _ = written_model(FORMATS["awq"])
+    path = save_directory(written, tmp_path, config=CONFIG) / "config.json"
+    config, rng = path.read_text(), random.Random(9)
+    outcomes = {True: 0, False: 0}
+    for _ in range(CONFIGURATIONS):
+        body = json.loads(config)
+        for _ in range(rng.choice((1, 1, 2))):
+            if body:
+                key = rng.choice(list(body))
+                body[key] = rng.choice((*ODD, 10**6, 2**31 - 1, 65_536, -(2**31), "float32", "silu", key))
+        path.write_text(json.dumps(body))
+        begin, message = time.perf_counter(), str(tmp_path)
+        try:
+            with LargestFloat() as largest:
+                loaded: Any = fc.load_pretrained(tmp_path)
+            outcomes[True] += 1
+            assert not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers()))
+        except CheckpointError as error:
+            outcomes[False] += 1
+            message = str(error)
+        assert str(tmp_path) in message
+        assert time.perf_counter() - begin < 10.0, body
+        assert largest.elements <= 1 << 20, body
+    assert outcomes[True] > 0.05 * CONFIGURATIONS
+    assert outcomes[False] > 0.2 * CONFIGURATIONS
 
 
 def test_code_in_the_configuration_is_not_looked_at(tmp_path: Path) -> None:
