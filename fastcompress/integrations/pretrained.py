@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def load_pretrained(
         tied = dict(getattr(model, "all_tied_weights_keys", {}))
         tied = {key: source for key, source in tied.items() if not _both_stored(checkpoint, key, source)}
         layers = {name: with_input_mode(stored, input_mode) for name, stored in checkpoint.layers.items()}
+        checkpoint = replace(checkpoint, layers={})  # packing frees them one by one
         placed = place_layers(model, layers, tied, kind)
         fill_tensors(model, checkpoint, placed, tied, kind, target)
         for layer in placed.layers.values():

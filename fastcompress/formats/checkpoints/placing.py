@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,12 +56,21 @@ def _built(module: nn.Module, stored: StoredLayer, dtype: torch.dtype) -> nn.Mod
     return build.build_layer(stored.canonical, stored.input_order, dtype=dtype)
 
 
+@contextlib.contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"layer {layer!r:.200}: {error}") from None
+
+
 def place_layers(
-    model: nn.Module, layers: Mapping[str, StoredLayer], tied: Mapping[str, str], dtype: torch.dtype
+    model: nn.Module, layers: dict[str, StoredLayer], tied: Mapping[str, str], dtype: torch.dtype
 ) -> Placed:
     """Put the quantized layers where their names say; the model's float modules there are dropped.
 
     Args:
+        layers: module name → layer. Each is taken out when it is packed, so that there are never two copies of all.
         tied: parameter → the parameter whose value it shares. An output head tied to a quantized embedding shares it.
 
     Raises:
@@ -69,11 +79,11 @@ def place_layers(
     modules = dict(model.named_modules())
     made: dict[str, nn.Module] = {}
     for name, stored in layers.items():
-        try:
+        with _naming(name):
             _check(modules.get(name), stored)
-            made[name] = _built(modules[name], stored, dtype)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"layer {name!r:.200}: {error}") from None
+    for name in list(layers):
+        with _naming(name):
+            made[name] = _built(modules[name], layers.pop(name), dtype)
     settled = set()
     for target, source in tied.items():
         head, embedding = target.rpartition(".")[0], source.rpartition(".")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -189,6 +190,16 @@ def test_no_gguf(tmp_path: Path, data: bytes) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such"):
         read_checkpoint(tmp_path / "model.gguf")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX")
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_checkpoint(tmp_path / "model.gguf")
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_checkpoint(tmp_path)
 
 
 def smollm2() -> Path:

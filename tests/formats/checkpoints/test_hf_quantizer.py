@@ -55,7 +55,8 @@ def test_quantize_on_load_save_and_load(tmp_path: Path, scheme: str) -> None:
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert saved["quant_method"] == "fastcompress"
     assert saved["scheme"] == scheme
-    again = load(tmp_path / "out")
+    again, info = load(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
     assert quantized_linears(again) == quantized_linears(model)
     assert torch.equal(logits(again), logits(model))
     assert again.lm_head.weight is again.model.embed_tokens.weight
@@ -68,7 +69,8 @@ def test_base_model(tmp_path: Path) -> None:
     """AutoModel of a directory that the whole network was saved to."""
     model = load(float_directory(tmp_path / "float"), quantization_config=FastCompressConfig("W4A16", group_size=32))
     model.save_pretrained(tmp_path / "out")
-    base = transformers.AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    base, info = transformers.AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
     with torch.no_grad():
         assert torch.equal(base(TOKENS).last_hidden_state, model.model(TOKENS).last_hidden_state)
 
@@ -84,7 +86,8 @@ def test_quantized_embedding_and_tied_head(tmp_path: Path) -> None:
     model = load(float_directory(tmp_path / "float"), quantization_config=config)
     assert isinstance(model.model.embed_tokens, fc.nn.QuantEmbedding)
     model.save_pretrained(tmp_path / "out")
-    again = load(tmp_path / "out")
+    again, info = load(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
     assert again.lm_head.packed.data_ptr() == again.model.embed_tokens.packed.data_ptr()
     assert torch.equal(logits(again), logits(model))
     again.tie_weights()  # as generate and resize do; nothing of ours may break
