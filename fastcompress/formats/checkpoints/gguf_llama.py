@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcompress.formats.checkpoints.content import StoredLayer
 from fastcompress.formats.checkpoints.gguf_blocks import FLOAT_TYPES, layer_of_blocks, take_rows
 from fastcompress.formats.checkpoints.gguf_file import GGUFArray, GGUFFile
+from fastcompress.formats.checkpoints.gguf_rope import llama3_scaling
 
 __all__ = ["read_llama"]
 
@@ -24,6 +25,7 @@ _OUTSIDE = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_ROPE = "rope_freqs.weight"
 _INSIDE = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -193,6 +195,9 @@ def read_llama(file: GGUFFile) -> tuple[dict[str, Any], dict[str, StoredLayer], 
     tensors: dict[str, Tensor] = {}
     for name, info in file.tensors.items():
         try:
+            if name == _ROPE:
+                config["rope_scaling"] = _rope_scaling(file, config)
+                continue
             full, shape, heads = _place(name, sizes)
             if info.shape != shape:
                 raise ValueError(f"has shape {list(info.shape)}, the metadata asks for {list(shape)}")
@@ -209,6 +214,13 @@ def read_llama(file: GGUFFile) -> tuple[dict[str, Any], dict[str, StoredLayer], 
             raise ValueError(f"tensor {name!r}: {error}") from None
         layers[full.removesuffix(".weight")] = StoredLayer(canonical if order is None else take_rows(canonical, order))
     return config, _with_biases(layers, tensors), tensors
+
+
+def _rope_scaling(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    info = file.tensors[_ROPE]
+    if info.type != "F32" or info.shape != (config["head_dim"] // 2,):
+        raise ValueError(f"is {info.type} {list(info.shape)}, must be F32 [{config['head_dim'] // 2}]")
+    return llama3_scaling(file.read(_ROPE).view(torch.float32), config["rope_theta"])
 
 
 def _with_biases(layers: dict[str, StoredLayer], tensors: dict[str, Tensor]) -> dict[str, StoredLayer]:

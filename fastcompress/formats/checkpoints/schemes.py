@@ -103,13 +103,18 @@ class _Names:
         self.patterns = [NamePattern(value[3:]) for value in values if value.startswith("re:")]
 
     def rank(self, name: str) -> int:
-        """How well a module fits: 3 by its name, 2 by a pattern, 1 by its class (guessed from the name), 0 not."""
+        """How well a module fits: 4 by its name, 3 by a pattern, 2 by its class, 1 by another class, 0 not at all.
+
+        The class is guessed from the name: GPT-NeoX's ``embed_out`` looks like an embedding, but is a linear layer.
+        """
         if name in self.exact:
-            return 3
+            return 4
         if any(pattern.matches(name) for pattern in self.patterns):
+            return 3
+        embedding = "embed" in name.rpartition(".")[2]
+        if embedding and "Embedding" in self.exact:
             return 2
-        kind = "Embedding" if "embed" in name.rpartition(".")[2] else "Linear"
-        return int(kind in self.exact)
+        return (1 if embedding else 2) if "Linear" in self.exact else 0
 
 
 class Schemes:
@@ -147,7 +152,7 @@ class Schemes:
         """
         if len(module) > _MAX_NAME_CHARS:
             raise ValueError(f"the module's name has {len(module)} characters, {_MAX_NAME_CHARS} are allowed")
-        if self._ignored.rank(module) >= 2:
+        if self._ignored.rank(module) >= 3:
             raise ValueError("the settings say to ignore this module, yet it has quantized tensors")
         ranked = [(targets.rank(module), scheme) for targets, scheme in self._groups]
         best = max(rank for rank, _ in ranked)

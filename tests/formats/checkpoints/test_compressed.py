@@ -123,6 +123,13 @@ def test_several_groups(tmp_path: Path) -> None:
     compare(read_checkpoint(save_directory(written, tmp_path)), written)
 
 
+@pytest.mark.parametrize("targets", [["Linear"], ["Embedding"], ["Linear", "Embedding"]])
+def test_what_looks_like_an_embedding_may_be_a_linear(tmp_path: Path, targets: list[str]) -> None:
+    written = writers.compressed(13, shapes={"embed_out": (8, 32)})
+    written.settings["config_groups"]["group_0"]["targets"] = targets
+    compare(read_checkpoint(save_directory(written, tmp_path)), written)
+
+
 def weights(key: str, value: Any) -> Any:
     return lambda written: written.settings["config_groups"]["group_0"]["weights"].update({key: value})
 

@@ -89,6 +89,46 @@ def test_agrees_with_the_gguf_package(tmp_path: Path, hidden: int, kinds: tuple[
     np.testing.assert_array_equal(found, parts.weights["model.layers.1.mlp.down_proj"])
 
 
+def llama3_factors(head: int, theta: float, factor: float, context: int = 8192) -> Any:
+    """Llama 3's rule, pair by pair, as its authors give it."""
+    result = []
+    for pair in range(head // 2):
+        wavelength = 2 * np.pi * theta ** (2 * pair / head)
+        if wavelength < context / 4.0:
+            result.append(1.0)
+        elif wavelength > context / 1.0:
+            result.append(factor)
+        else:
+            smooth = (context / wavelength - 1.0) / (4.0 - 1.0)
+            result.append(1.0 / ((1.0 - smooth) / factor + smooth))
+    return np.array(result, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_rotary_factors(tmp_path: Path, factor: float) -> None:
+    """Llama 3.1's (8) and 3.2's (32)."""
+    parts = llama(10, heads=1, kv_heads=1)
+    parts.metadata["llama.rope.freq_base"] = struct.pack("<If", 6, 500_000.0)
+    factors = llama3_factors(64, 500_000.0, factor)
+    assert len(set(factors)) > 4  # all three cases occur
+    parts.tensors["rope_freqs.weight"] = (0, (32,), factors.tobytes())
+    checkpoint = read_checkpoint(write(tmp_path, parts))
+    compare(checkpoint, parts)
+    assert checkpoint.config["rope_scaling"] == {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [lambda f: f * 0.0, lambda f: f + 1.0, lambda f: f * np.nan, lambda f: f[:-1]])
+def test_other_rotary_factors_are_refused(tmp_path: Path, change: Any) -> None:
+    parts = llama(11, heads=1, kv_heads=1)
+    factors = change(llama3_factors(64, 10_000.0, 8.0))
+    parts.tensors["rope_freqs.weight"] = (0, (len(factors),), factors.tobytes())
+    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight"):
+        read_checkpoint(write(tmp_path, parts))
+
+
 def metadata(key: str, value: bytes | None) -> Any:
     def change(parts: Parts) -> None:
         if value is None:

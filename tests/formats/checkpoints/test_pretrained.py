@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fastcompress.integrations import pretrained
 from tests.formats.checkpoints import writers
 from tests.formats.checkpoints.gguf_writer import llama
 from tests.formats.checkpoints.layers import use_layers
-from tests.formats.checkpoints.test_gguf import smollm2
+from tests.formats.checkpoints.test_gguf import llama3_factors, smollm2
 from tests.formats.checkpoints.writers import Written, save_directory
 from tests.formats.test_fuzz import ODD
 
@@ -151,6 +152,19 @@ def test_gguf_with_a_float_embedding(tmp_path: Path) -> None:
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_rotary_factors(tmp_path: Path) -> None:
+    parts = llama(12, heads=1, kv_heads=1)
+    parts.metadata["llama.rope.freq_base"] = struct.pack("<If", 6, 500_000.0)
+    factors = llama3_factors(64, 500_000.0, 32.0)
+    parts.tensors["rope_freqs.weight"] = (0, (32,), factors.tobytes())
+    (tmp_path / "m.gguf").write_bytes(parts.to_bytes())
+    loaded: Any = fc.load_pretrained(tmp_path / "m.gguf")
+    found = loaded.model.rotary_emb.inv_freq.double().numpy()
+    expected = 500_000.0 ** -(np.arange(32) / 32) / factors.astype(np.float64)
+    # transformers' float32: a power (its exponent rounded: 13 * 2^-24 of the result, at most), then four operations.
+    np.testing.assert_array_less(np.abs(found - expected), 20 * 2.0**-24 * expected)
 
 
 def test_input_mode(tmp_path: Path) -> None:
