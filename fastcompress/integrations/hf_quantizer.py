@@ -17,10 +17,17 @@ from torch import Tensor, nn
 from fastcompress.api import quantize
 from fastcompress.config import QuantConfig
 from fastcompress.errors import CheckpointError
-from fastcompress.formats.checkpoints import StoredLayer, read_checkpoint
-from fastcompress.formats.checkpoints.build import stored_layer
+from fastcompress.formats.checkpoints import read_checkpoint
 from fastcompress.formats.checkpoints.layout import layer_tensors, settings_of
 from fastcompress.formats.checkpoints.placing import place_layers
+from fastcompress.integrations.hf_model import (
+    Waiting,
+    forget_replaced_ties,
+    named_as_in,
+    put,
+    quantized_names,
+    stored_layers,
+)
 from fastcompress.integrations.pretrained import keep_ties
 
 try:
@@ -44,7 +51,8 @@ class FastCompressConfig(QuantizationConfigMixin):  # type: ignore[misc]  # tran
     """How ``from_pretrained`` quantizes a float checkpoint, and what a saved directory says about itself.
 
     Args:
-        scheme: one that needs no calibration data: ``"W4A16"``, ``"W4A8"``, ``"W8A16"``, ``"W8A8-dynamic"``.
+        scheme: one that needs no calibration data: ``"W4A16"``, ``"W4A8"``, ``"W8A16"``, ``"W8A8-dynamic"``; None for
+            models that are quantized already.
         options: further fields of `fastcompress.QuantConfig`: group_size, algorithm, targets, ignore and so on. Every
             layer that can be is quantized, measured faster or not, unless ``only_if_faster=True``.
 
@@ -58,8 +66,14 @@ class FastCompressConfig(QuantizationConfigMixin):  # type: ignore[misc]  # tran
         >>> again = AutoModelForCausalLM.from_pretrained("out")
     """
 
-    def __init__(self, scheme: str = "W4A16", *, stored: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, scheme: str | None = "W4A16", *, stored: dict[str, Any] | None = None, **options: Any) -> None:
         self.quant_method = _METHOD
+        self.scheme, self.stored = scheme, stored
+        self.options: dict[str, Any] = {}
+        if scheme is None:
+            if options:
+                raise ValueError(f"FastCompressConfig: {min(options)!r} goes with a scheme, scheme is None")
+            return
         options = {"only_if_faster": False, **options}
         if isinstance(options.get("ignore"), str):
             options["ignore"] = [options["ignore"]]
@@ -69,18 +83,20 @@ class FastCompressConfig(QuantizationConfigMixin):  # type: ignore[misc]  # tran
                 f"FastCompressConfig: scheme {scheme!r} needs calibration data; load the float model and call "
                 "fastcompress.quantize"
             )
-        self.scheme, self.options, self.stored = scheme, options, stored
+        self.options = options
 
     @property
     def config(self) -> QuantConfig:
-        """The configuration of `fastcompress.quantize`."""
+        """The configuration of `fastcompress.quantize`. Raises ValueError if there is no scheme."""
+        if self.scheme is None:
+            raise ValueError("FastCompressConfig: scheme is None, and the checkpoint is not quantized; name a scheme")
         return QuantConfig(self.scheme, **self.options)
 
     @staticmethod
     def attach(model: Any) -> Any:
         """Make ``save_pretrained`` of a transformers model with our layers write a directory that loads again.
 
-        `fastcompress.load_pretrained` and ``from_pretrained`` do it themselves; call it after `fastcompress.quantize`.
+        `fastcompress.load_pretrained` and ``from_pretrained`` have done it; call it after `fastcompress.quantize`.
 
         Returns:
             The model itself.
@@ -88,10 +104,10 @@ class FastCompressConfig(QuantizationConfigMixin):  # type: ignore[misc]  # tran
         Example:
             >>> FastCompressConfig.attach(fc.quantize(model, "W8A8-dynamic")).save_pretrained("out")
         """
-        config = FastCompressConfig()
+        config = FastCompressConfig(None)
         model.config.quantization_config = config
         model.hf_quantizer = FastCompressQuantizer(config, pre_quantized=True)
-        _forget_replaced_ties(model)
+        forget_replaced_ties(model)
         return model
 
     @classmethod
@@ -100,22 +116,19 @@ class FastCompressConfig(QuantizationConfigMixin):  # type: ignore[misc]  # tran
         if not isinstance(config_dict, dict) or not isinstance(config_dict.get("options", {}), dict):
             raise ValueError("FastCompressConfig: quantization_config: must be a JSON object, and options in it")
         stored = {key: config_dict[key] for key in _STORED if key in config_dict}
-        made = cls(config_dict.get("scheme", "W4A16"), stored=stored or None, **config_dict.get("options", {}))
+        try:
+            made = cls(config_dict.get("scheme"), stored=stored or None, **config_dict.get("options", {}))
+        except TypeError as error:
+            raise ValueError(f"FastCompressConfig: quantization_config: options: {error}") from None
         return (made, kwargs) if return_unused_kwargs else made
 
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON; classes among targets become their names."""
-        values = self.config.to_json()
-        options = {key: values[key] for key in self.options}
-        return {"quant_method": _METHOD, "scheme": self.scheme, "options": options, **(self.stored or {})}
-
-
-class _Waiting(nn.Module):
-    """Holds a finished layer while transformers loads the other tensors, so that it looks for none here."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        object.__setattr__(self, "layer", layer)  # hidden: not a submodule
+        body: dict[str, Any] = {"quant_method": _METHOD, **(self.stored or {})}
+        if self.scheme is not None:
+            values = self.config.to_json()
+            body |= {"scheme": self.scheme, "options": {key: values[key] for key in self.options}}
+        return body
 
 
 @contextlib.contextmanager
@@ -151,7 +164,7 @@ class FastCompressQuantizer(HfQuantizer):  # type: ignore[misc]
             raise ValueError("FastCompressConfig: a quantized model is loaded from safetensors files, there are none")
         directory = Path(checkpoint_files[0]).parent
         with _ordinary_tensors():
-            layers = _named_as_in(model, read_checkpoint(directory).layers)
+            layers = named_as_in(model, read_checkpoint(directory).layers)
             tied = dict(getattr(model, "all_tied_weights_keys", {}))
             tied = {
                 key: source
@@ -163,7 +176,7 @@ class FastCompressQuantizer(HfQuantizer):  # type: ignore[misc]
             except (TypeError, ValueError, RuntimeError) as error:
                 raise CheckpointError(f"from_pretrained: {directory}: {error}") from error
         for name, layer in placed.layers.items():
-            _put(model, name, _Waiting(layer))
+            put(model, name, Waiting(layer))
         keep_ties(model, {key: source for key, source in tied.items() if key not in placed.tied})
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         # A base model meets the names of the whole one: what belongs to a placed layer ends in its name.
@@ -172,19 +185,19 @@ class FastCompressQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         for name, module in list(model.named_modules()):
-            if isinstance(module, _Waiting):
-                _put(model, name, cast(nn.Module, module.layer).to(device))
+            if isinstance(module, Waiting):
+                put(model, name, cast(nn.Module, module.layer).to(device))
         if not self.pre_quantized:
             quantize(model, self.quantization_config.config, inplace=True)
-            _forget_replaced_ties(model)
+            forget_replaced_ties(model)
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors under the names that `read_checkpoint` knows, and the settings that go with them."""
-        layers = _stored_layers(model)
+        layers = stored_layers(model)
         if not layers:
             raise ValueError("save_pretrained: no layer of the model is quantized; save it without quantization_config")
-        quantized = set(_quantized_names(model))
+        quantized = set(quantized_names(model))
         state = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] not in quantized}
         for name, stored in layers.items():
             state.update({key: value.contiguous() for key, value in layer_tensors(name, stored).items()})
@@ -200,50 +213,3 @@ class FastCompressQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_trainable(self) -> bool:
         """Packed weights are read-only."""
         return False
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, key = name.rpartition(".")
-    setattr(model.get_submodule(parent), key, module)
-
-
-def _named_as_in(model: Any, layers: Any) -> dict[str, StoredLayer]:
-    """The layers by the model's names: a base model lacks the prefix of the whole one, and its heads."""
-    prefix = model.base_model_prefix + "."
-    if not model.base_model_prefix or not any(name.startswith(prefix) for name in layers):
-        if model.base_model_prefix and hasattr(model, model.base_model_prefix):
-            return {
-                (prefix + name if name.partition(".")[0] not in model._modules else name): v
-                for name, v in layers.items()
-            }
-        return dict(layers)
-    if hasattr(model, model.base_model_prefix):
-        return dict(layers)
-    return {name.removeprefix(prefix): stored for name, stored in layers.items() if name.startswith(prefix)}
-
-
-def _quantized_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if stored_layer(module) is not None]
-
-
-def _stored_layers(model: nn.Module) -> dict[str, StoredLayer]:
-    """Quantized layers by name; of those that share their memory the first, the embedding before its head."""
-    found: dict[str, StoredLayer] = {}
-    memory = set()
-    for name, module in model.named_modules():
-        stored = stored_layer(module)
-        if stored is None:
-            continue
-        place = module.packed.data_ptr() if isinstance(getattr(module, "packed", None), Tensor) else id(module)
-        if place not in memory:
-            memory.add(place)
-            found[name] = stored
-    return found
-
-
-def _forget_replaced_ties(model: Any) -> None:
-    """Parameters that quantization replaced are tied through their layers, transformers must not look for them."""
-    names = set(_quantized_names(model))
-    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    ends = {key: {key.removesuffix(".weight"), source.removesuffix(".weight")} for key, source in ties.items()}
-    keep_ties(model, {key: source for key, source in ties.items() if not ends[key] & names})

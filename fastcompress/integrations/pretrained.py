@@ -89,7 +89,11 @@ def load_pretrained(
             raise
         raise CheckpointError(f"{_FUNCTION}: {where}: {error}") from error
     _read_generation(model, where)
-    return model.eval()
+    if placed.layers and hasattr(model, "save_pretrained"):
+        from fastcompress.integrations.hf_quantizer import FastCompressConfig
+
+        FastCompressConfig.attach(model)
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def _transformers() -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastcompress.formats.checkpoints.content import LayerCanonical, StoredLayer
 from fastcompress.ops.canonical import W8A8Canonical
 
-__all__ = ["build_embedding", "build_layer", "stored_layer", "tied_head"]
+__all__ = ["build_embedding", "build_layer", "is_quantized", "stored_layer", "tied_head"]
 
 
 def build_layer(
@@ -37,12 +37,9 @@ def build_embedding(
     Raises:
         TypeError, ValueError: see ``fastcompress.ops.pack``.
     """
-    from fastcompress import nn as layers
+    from fastcompress.nn import QuantEmbedding
 
-    embedding: nn.Module = cast(Any, layers).QuantEmbedding.from_canonical(
-        canonical, dtype=dtype, padding_idx=padding_idx
-    )
-    return embedding
+    return QuantEmbedding.from_canonical(cast(Any, canonical), dtype=dtype, padding_idx=padding_idx)
 
 
 def tied_head(embedding: nn.Module) -> nn.Module:
@@ -50,12 +47,21 @@ def tied_head(embedding: nn.Module) -> nn.Module:
     return cast(nn.Module, cast(Any, embedding).head())
 
 
-def stored_layer(module: nn.Module) -> StoredLayer | None:
-    """What `build_layer` or `build_embedding` made the module from; None for every other module."""
-    canonical = getattr(module, "canonical", None)
-    if not callable(canonical):
-        return None
-    found = canonical()
-    if not isinstance(found, LayerCanonical):
-        return None
-    return StoredLayer(found, getattr(module, "input_order", None))
+def is_quantized(module: nn.Module) -> bool:
+    """Whether `stored_layer` can say what is in the module.
+
+    Raises:
+        ValueError: it is a layer of ours that has no place in these checkpoints (block-sparse, a convolution).
+    """
+    from fastcompress import nn as layers
+
+    if isinstance(module, (layers.QuantLinear, layers.GroupQuantLinear, layers.QuantEmbedding)):
+        return True
+    if isinstance(module, layers.PackedLayer):
+        raise ValueError(f"a {type(module).__name__} has no place in this format; fastcompress.save holds it")
+    return False
+
+
+def stored_layer(module: nn.Module) -> StoredLayer:
+    """What `build_layer` or `build_embedding` made the module from."""
+    return StoredLayer(cast(Any, module).canonical(), getattr(module, "input_order", None))

@@ -30,7 +30,8 @@ def gptq_weight(settings: dict[str, Any], tensors: dict[str, Array], name: str) 
     bits = settings["bits"]
     q = values_of(tensors[name + ".qweight"].T, bits).T
     zero = (values_of(tensors[name + ".qzeros"], bits) + 1) % 2**bits
-    return _weight(q, zero, tensors[name + ".scales"], tensors[name + ".g_idx"])
+    neighbours = np.arange(q.shape[0]) // settings["group_size"]
+    return _weight(q, zero, tensors[name + ".scales"], tensors.get(name + ".g_idx", neighbours))
 
 
 def awq_weight(settings: dict[str, Any], tensors: dict[str, Array], name: str) -> Array:

@@ -14,7 +14,8 @@ import fastcompress as fc
 from fastcompress.errors import CheckpointError
 from tests.formats.checkpoints.gguf_writer import llama
 from tests.formats.checkpoints.layers import real_layers
-from tests.formats.checkpoints.test_pretrained import TOKENS, float_model
+from tests.formats.checkpoints.test_pretrained import CONFIG, FORMATS, TOKENS, float_model, written_model
+from tests.formats.checkpoints.writers import save_directory
 
 transformers = pytest.importorskip("transformers")
 
@@ -98,9 +99,33 @@ def test_minima_survive(tmp_path: Path) -> None:
     """A GGUF file's Q4_1 has minima, which only our own directories hold."""
     (tmp_path / "m.gguf").write_bytes(llama(1, kinds=("Q4_1", "Q8_0"), vocabulary=48).to_bytes())
     model: Any = fc.load_pretrained(tmp_path / "m.gguf")
-    wrapped = FastCompressConfig.attach(model)
-    wrapped.save_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
     assert torch.equal(logits(load(tmp_path / "out")), logits(model))
+
+
+def test_save_what_quantize_made(tmp_path: Path) -> None:
+    model: Any = fc.quantize(float_model(), "W8A8-dynamic", only_if_faster=False)
+    FastCompressConfig.attach(model).save_pretrained(tmp_path / "out")
+    assert torch.equal(logits(load(tmp_path / "out")), logits(model))
+
+
+def test_act_order_survives(tmp_path: Path) -> None:
+    written, _ = written_model(FORMATS["gptq"])
+    model: Any = fc.load_pretrained(save_directory(written, tmp_path / "in", config=CONFIG))
+    model.save_pretrained(tmp_path / "out")
+    assert torch.equal(logits(load(tmp_path / "out")), logits(model))
+
+
+def test_sparse_layers_are_refused(tmp_path: Path) -> None:
+    model: Any = fc.quantize(float_model(), "W4A16", group_size=32)
+    down = model.model.layers[0].mlp
+    weight = torch.zeros(64, 96)
+    weight[:16] = 1.0
+    linear = nn.Linear(96, 64, bias=False)
+    linear.weight.data = weight
+    down.down_proj = fc.nn.SparseLinear.from_float(linear)
+    with pytest.raises(ValueError, match=r"SparseLinear has no place.*fastcompress\.save"):
+        FastCompressConfig.attach(model)
 
 
 def test_ignore(tmp_path: Path) -> None:
@@ -147,5 +172,9 @@ def test_wrong_settings() -> None:
         FastCompressConfig("W3A3")
     with pytest.raises(TypeError, match="no_such_option"):
         FastCompressConfig("W4A16", no_such_option=1)
+    with pytest.raises(ValueError, match="goes with a scheme"):
+        FastCompressConfig(None, group_size=32)
+    with pytest.raises(ValueError, match="options"):
+        FastCompressConfig.from_dict({"scheme": "W4A16", "options": {"x": 3}})
     with pytest.raises(ValueError, match="options"):
         FastCompressConfig.from_dict({"options": 3})
