@@ -232,9 +232,9 @@ def test_patterns_refused(pattern: str) -> None:
 
 
 def test_patterns_take_no_time() -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert not NamePattern(".*" * 100 + "x").matches("a" * 500)
-    assert time.perf_counter() - begin < 5.0
+    assert time.process_time() - begin < 5.0
 
 
 def test_scales_keep_their_dtype(tmp_path: Path) -> None:

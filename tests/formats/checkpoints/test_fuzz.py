@@ -30,6 +30,7 @@ from tests.formats.models import joined, split
 from tests.formats.test_fuzz import mutate_bytes, mutate_tree, mutate_values
 
 CASES = 2000
+#: Of the processor, not of the clock: other tests may run beside these.
 SECONDS_PER_LOAD = 5.0
 SHAPES = {"a": (8, 32), "b": (16, 64)}
 
@@ -69,16 +70,23 @@ def attempt(path: Path, file_bytes: int, watched: bool = True) -> Checkpoint | N
 
     Watching every allocation doubles the time, so only some of the mutations are.
     """
-    begin = time.perf_counter()
+    begin = time.process_time()
     checkpoint, message = None, str(path)
     try:
         with Allocations(file_bytes) if watched else contextlib.nullcontext():
             checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         message = str(error)
-    assert time.perf_counter() - begin < SECONDS_PER_LOAD
+    assert time.process_time() - begin < SECONDS_PER_LOAD
     assert str(path) in message
     return checkpoint
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Other content for a file that exists; opening it to be written anew takes longer than all the rest."""
+    with open(path, "r+b", buffering=0) as file:
+        file.write(content)
+        file.truncate()
 
 
 def check_invariants(checkpoint: Checkpoint) -> None:
@@ -100,6 +108,13 @@ def check_invariants(checkpoint: Checkpoint) -> None:
             assert c.weight_zero_point is None or int(c.weight_zero_point.max()) <= 15
             assert c.group_size % 8 == 0 or c.group_size == inputs
         assert list(layer.dequantize().shape) == [out, inputs]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """torch imports much more at the first use of a dispatch mode; no load is to be charged with it."""
+    with Allocations(0):
+        torch.ones(1) + 1
 
 
 @pytest.fixture
@@ -146,24 +161,30 @@ def test_mutations(tmp_path: Path, name: str, cases: int) -> None:
     data, config = path.read_bytes(), config_path.read_bytes()
     rng = random.Random(20261126)
     outcomes = {True: 0, False: 0}
+    there = {path: data, config_path: config}
     for number in range(cases):
+        wanted = {path: data, config_path: config}
         header, tensors = split(data)
         kind = rng.randrange(5)
         if kind == 0:
-            path.write_bytes(mutate_bytes(rng, data))
+            wanted[path] = mutate_bytes(rng, data)
         elif kind == 1:
-            path.write_bytes(joined(header, mutate_values(rng, tensors)))
+            wanted[path] = joined(header, mutate_values(rng, tensors))
         elif kind == 2:
             mutate_tree(rng, header)
-            path.write_bytes(joined(header, tensors))
+            wanted[path] = joined(header, tensors)
         elif kind == 3:
-            config_path.write_bytes(mutate_bytes(rng, config))
+            wanted[config_path] = mutate_bytes(rng, config)
         else:
             body = json.loads(config)
             for _ in range(rng.choice((1, 1, 2, 4))):
                 if body:
                     mutate_tree(rng, body)
-            config_path.write_text(json.dumps(body))
+            wanted[config_path] = json.dumps(body).encode()
+        for file, content in wanted.items():
+            if there[file] != content:
+                overwrite(file, content)
+        there = wanted
         checkpoint = attempt(tmp_path, len(data) + len(config), watched=number % 8 == 0)
         outcomes[checkpoint is not None] += 1
         if checkpoint is not None:
@@ -174,8 +195,6 @@ def test_mutations(tmp_path: Path, name: str, cases: int) -> None:
                     with np.errstate(over="ignore", invalid="ignore"):
                         expected = decode(written.settings, found, module)
                     np.testing.assert_array_equal(layer.dequantize().numpy(), expected)
-        path.write_bytes(data)
-        config_path.write_bytes(config)
     assert outcomes[True] > 0.05 * cases
     assert outcomes[False] > 0.2 * cases
 
@@ -223,6 +242,7 @@ def test_gguf_truncation(tmp_path: Path) -> None:
 def test_gguf_mutations(tmp_path: Path, cases: int) -> None:
     data = gguf_bytes()
     path = tmp_path / "model.gguf"
+    path.write_bytes(data)
     head = data.rindex(b"output_norm.weight") + 60
     rng = random.Random(8)
     outcomes = {True: 0, False: 0}
@@ -231,7 +251,7 @@ def test_gguf_mutations(tmp_path: Path, cases: int) -> None:
             mutated = mutate_bytes(rng, data[:head]) + data[head:]
         else:
             mutated = data[:head] + mutate_values(rng, data[head:])
-        path.write_bytes(mutated)
+        overwrite(path, mutated)
         checkpoint = attempt(path, len(data), watched=number % 8 == 0)
         outcomes[checkpoint is not None] += 1
         if checkpoint is not None:

@@ -280,7 +280,7 @@ def test_configuration_mutations(tmp_path: Path) -> None:
                 key = rng.choice(list(body))
                 body[key] = rng.choice((*ODD, 10**6, 2**31 - 1, 65_536, -(2**31), "float32", "silu", key))
         path.write_text(json.dumps(body))
-        begin, message = time.perf_counter(), str(tmp_path)
+        begin, message = time.process_time(), str(tmp_path)
         try:
             with LargestFloat() as largest:
                 loaded: Any = fc.load_pretrained(tmp_path)
@@ -290,7 +290,7 @@ def test_configuration_mutations(tmp_path: Path) -> None:
             outcomes[False] += 1
             message = str(error)
         assert str(tmp_path) in message
-        assert time.perf_counter() - begin < 10.0, body
+        assert time.process_time() - begin < 10.0, body
         assert largest.elements <= 1 << 20, body
     assert outcomes[True] > 0.05 * CONFIGURATIONS
     assert outcomes[False] > 0.2 * CONFIGURATIONS
