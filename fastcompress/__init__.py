@@ -7,6 +7,7 @@ from fastcompress.cpu import cpu_info
 from fastcompress.errors import CheckpointError, PackedBlobError, TrainingDiverged
 from fastcompress.formats import load, save
 from fastcompress.graph import FrozenModel, freeze
+from fastcompress.integrations.pretrained import load_pretrained
 from fastcompress.models.adapters import Adapted, register_adapter
 from fastcompress.pruning import PruneConfig, Pruner, PrunerConfig, allocate, prune, sensitivity
 from fastcompress.quantization import QATConfig, prepare
@@ -36,6 +37,7 @@ __all__ = [
     "explain",
     "freeze",
     "load",
+    "load_pretrained",
     "prepare",
     "prune",
     "quantize",

@@ -15,10 +15,11 @@ from fastcompress.errors import CheckpointError
 from fastcompress.formats.manifest import MANIFEST_NAME, Manifest
 from fastcompress.formats.tensorfile import read_header, read_tensors
 
-__all__ = ["open_pair", "read_manifest", "read_tensor_file"]
+__all__ = ["open_pair", "open_regular", "read_manifest", "read_tensor_file"]
 
 
-def _open(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, without buffers of its own; ``OSError`` for a pipe, a device or a directory."""
     # O_NONBLOCK: a pipe in the file's place must not block the open.
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
@@ -32,7 +33,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check ``fastcompress.json``; every fault is a `CheckpointError`."""
     path = directory / MANIFEST_NAME
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             return Manifest.from_bytes(file.read())
     except FileNotFoundError:
         raise CheckpointError(f"load: {path}: no such file; give a directory that fastcompress.save wrote") from None
@@ -54,11 +55,11 @@ def open_pair(directory: Path) -> Iterator[tuple[Manifest, BinaryIO]]:
     """Yield the manifest and its tensor file, open for reading."""
     manifest = read_manifest(directory)
     try:
-        file = _open(directory / manifest.tensor_file)
+        file = open_regular(directory / manifest.tensor_file)
     except OSError as error:
         # A save may have replaced both files since the JSON was read; the new pair is then complete.
         manifest = _read_again(directory, manifest, error)
-        file = _open(directory / manifest.tensor_file)
+        file = open_regular(directory / manifest.tensor_file)
     with file:
         yield manifest, file
 
