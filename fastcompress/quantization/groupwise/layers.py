@@ -14,6 +14,7 @@ from fastcompress.ops.canonical_w8 import W8Canonical
 
 from .awq import awq, awq_scale
 from .checkpoint import LayerResult
+from .correct import corrected
 from .folding import fold_into, producers
 from .gptq import gptq
 from .grid import GroupGrid, Quantized
@@ -75,7 +76,8 @@ def quantize_stage(
         ValueError: a weight or an input holds NaN or infinity.
     """
     result = StageResult()
-    for part in parts(stage, reader_groups(stage)):
+    one_by_one = options.sequential and algorithm == "gptq"
+    for part in parts(stage, reader_groups(stage), one_by_one):
         statistics = collect(stage, part)
         if algorithm == "awq":
             _awq(stage, part, statistics, grid, options, tied, result)
@@ -109,9 +111,11 @@ def _gptq(
     for names in _same_statistics(group, statistics):
         layers = [stage.layers[name] for name in names]
         rows = [layer.out_features for layer in layers]
+        seen = statistics[names[0]]
+        matrix = torch.cat([_weight(name, stage.layers[name]) for name in names])
         found = gptq(
-            torch.cat([_weight(name, stage.layers[name]) for name in names]),
-            statistics[names[0]],
+            corrected(matrix, seen, options.dampening),
+            seen,
             grid,
             search=options.search or "mse",
             act_order=options.act_order,

@@ -22,6 +22,10 @@ class GroupwiseOptions:
         act_order: whether ``gptq`` begins with the inputs that matter most.
         block_cols: columns that ``gptq`` updates the rest with at once.
         sweeps: rounds of refinement behind ``gptq``; 0 is the paper's algorithm.
+        correct: whether ``gptq`` compares a block's outputs with those of the unquantized model, and so makes up for
+            the layers in front; takes another run of each block.
+        sequential: whether ``gptq`` collects statistics anew behind each quantized linear of a block; takes a run of
+            the block for each.
         awq_steps: exponents that ``awq`` tries.
         awq_clip: whether ``awq`` searches for the best clipping.
 
@@ -39,6 +43,8 @@ class GroupwiseOptions:
     act_order: bool = True
     block_cols: int = 128
     sweeps: int = 3
+    correct: bool = False
+    sequential: bool = False
     awq_steps: int = 20
     awq_clip: bool = True
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from .checkpoint import LayerResult, StageFiles, fingerprint
 from .grid import GroupGrid
 from .layers import StageResult, quantize_alone, quantize_stage, set_weight
 from .options import ALGORITHMS, GroupwiseOptions
-from .stage import Stage
+from .stage import Stage, Unquantized
 
 __all__ = ["quantize_weights"]
 
@@ -104,12 +105,11 @@ def _check(
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage, what makes ready for it and what follows it (done also where its result comes from a file)."""
+    """A stage; ``prefix`` is its root's name with a dot, ``index`` that of its block in the chain."""
 
     stage: Stage
-    prefix: str
-    before: Callable[[], None] | None = None
-    after: Callable[[], None] | None = None
+    prefix: str = ""
+    index: int | None = None
 
 
 class _Run:
@@ -127,6 +127,7 @@ class _Run:
     ) -> None:
         self.model, self.layers, self.grid = model, layers, grid
         self.algorithm, self.options, self.data, self.forward_fn = algorithm, options, data, forward_fn
+        self.replay: Replay
         owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
         self.tied = frozenset(key for key, count in owners.items() if count > 1)
 
@@ -147,10 +148,11 @@ class _Run:
     def steps(self) -> list[_Step]:
         """The stages in order."""
         if self.algorithm in ("rtn", "hqq"):
-            return [_Step(self._alone(name, layer), "") for name, layer in self.layers.items()]
+            return [_Step(self._alone(name, layer)) for name, layer in self.layers.items()]
         chain = find_chain(self.model, self.layers, partial(self.forward, 0))
         if chain is None:
-            return [_Step(self._whole("the model", self.layers), "")]
+            return [_Step(self._whole("the model", self.layers))]
+        self.replay = Replay(chain)
         return list(self._chained(chain))
 
     def _chained(self, chain: Chain) -> Iterator[_Step]:
@@ -158,25 +160,17 @@ class _Run:
         rest = {name: layer for name, layer in self.layers.items() if id(layer) not in inside}
         early = {name: layer for name, layer in rest.items() if name in chain.before}
         late = {name: layer for name, layer in rest.items() if name not in chain.before}
-        replay = Replay(chain)
-
-        def capture() -> None:
-            for batch in range(len(self.data)):
-                replay.capture(partial(self.forward, batch))
-
         if early:
-            yield _Step(self._whole("before the blocks", early), "")
+            yield _Step(self._whole("before the blocks", early))
         prefix = f"{chain.name}." if chain.name else ""
         names = [name for name, _ in self.model.get_submodule(chain.name).named_children()]
         for index, (name, block) in enumerate(zip(names, chain.blocks, strict=True)):
             own = {id(module) for module in block.modules()}
             held = {full: layer for full, layer in self.layers.items() if id(layer) in own}
-            stage = Stage(f"{prefix}{name}", block, held, partial(replay.run, index), len(self.data))
-            last = index == len(names) - 1
-            after = replay.forget if last else partial(replay.advance, index)
-            yield _Step(stage, f"{prefix}{name}.", capture if index == 0 else None, after)
+            stage = Stage(f"{prefix}{name}", block, held, partial(self.replay.run, index), len(self.data))
+            yield _Step(stage, f"{prefix}{name}.", index)
         if late:
-            yield _Step(self._whole("after the blocks", late), "")
+            yield _Step(self._whole("after the blocks", late))
 
     def _whole(self, name: str, layers: Mapping[str, nn.Linear]) -> Stage:
         return Stage(name, self.model, layers, self.forward, len(self.data))
@@ -186,23 +180,43 @@ class _Run:
 
     def take(self, step: _Step, number: int, files: StageFiles | None) -> dict[str, LayerResult]:
         """Do one step, or take over what a file says of it."""
-        if step.before is not None:
-            step.before()
+        if step.index == 0:
+            self._capture()
+        block = copy.deepcopy(step.stage.root) if step.index is not None and self._correcting else None
         stored = None if files is None else files.load(number)
         if stored is not None:
             layers, folded = stored
             self._put(layers, folded)
         else:
-            result = self._quantized(step)
+            result = self._quantized(step, block)
             layers = result.layers
             if files is not None:
                 files.save(number, layers, {step.prefix + name: value for name, value in result.folded.items()})
-        if step.after is not None:
-            step.after()
+        if step.index is not None:
+            if step.index == len(self.replay.chain.blocks) - 1:
+                self.replay.forget()
+            else:
+                self.replay.advance(step.index, block)
         return layers
 
-    def _quantized(self, step: _Step) -> StageResult:
+    @property
+    def _correcting(self) -> bool:
+        return self.algorithm == "gptq" and self.options.correct
+
+    def _capture(self) -> None:
+        """All batches up to the first block."""
+        for batch in range(len(self.data)):
+            self.replay.capture(partial(self.forward, batch))
+        if self._correcting:
+            self.replay.original = list(self.replay.hidden)
+
+    def _quantized(self, step: _Step, block: nn.Module | None) -> StageResult:
         stage = step.stage
+        if block is not None and step.index is not None:
+            names = {id(module): name for name, module in stage.root.named_modules()}
+            layers = {n: cast(nn.Linear, block.get_submodule(names[id(own)])) for n, own in stage.layers.items()}
+            run = partial(self.replay.run_original, block, step.index)
+            stage = replace(stage, unquantized=Unquantized(layers, run))
         if self.algorithm in ("rtn", "hqq"):
             made = {
                 name: quantize_alone(name, layer, self.grid, self.algorithm, self.options)
