@@ -166,13 +166,11 @@ class Replay:
     Attributes:
         chain: the chain.
         hidden: of each batch, the input of the next block.
-        original: of each batch, what that would be had no block been quantized; empty where nobody asks.
         calls: of each batch, the other arguments of every block, or (uniform) of the first.
     """
 
     chain: Chain
     hidden: list[Tensor] = field(default_factory=list)
-    original: list[Tensor] = field(default_factory=list)
     calls: list[list[_Call]] = field(default_factory=list)
 
     def capture(self, run: Callable[[], Any]) -> None:
@@ -197,39 +195,25 @@ class Replay:
 
     def run(self, index: int, batch: int) -> Any:
         """Call block ``index`` on the hidden state of a batch."""
-        return self._call(self.chain.blocks[index], index, batch, self.hidden[batch])
-
-    def run_original(self, block: nn.Module, index: int, batch: int) -> Any:
-        """Call ``block``, block ``index`` as it was, on what its input would be."""
-        return self._call(block, index, batch, self.original[batch])
-
-    def _call(self, block: nn.Module, index: int, batch: int, hidden: Tensor) -> Any:
         args, kwargs = self.calls[batch][0 if self.chain.uniform else index]
-        slot = self.chain.slot
+        hidden, slot = self.hidden[batch], self.chain.slot
         if isinstance(slot, int):
             args = (*args[:slot], hidden, *args[slot + 1 :])
         else:
             kwargs = {**kwargs, slot: hidden}
-        return block(*args, **kwargs)
+        return self.chain.blocks[index](*args, **kwargs)
 
-    def advance(self, index: int, block: nn.Module | None) -> None:
-        """Replace each hidden state by what block ``index`` makes of it, the original one by what ``block`` makes."""
+    def advance(self, index: int) -> None:
+        """Replace each hidden state by what block ``index`` makes of it."""
         for batch in range(len(self.hidden)):
-            self.hidden[batch] = _made(self.run(index, batch))
-            if block is not None:
-                self.original[batch] = _made(self.run_original(block, index, batch))
+            made = hidden_of(self.run(index, batch))
+            assert made is not None, "it was a tensor when the chain was found"
+            self.hidden[batch] = made.detach()
 
     def forget(self) -> None:
         """Free the hidden states and arguments: the last block is done."""
         self.hidden.clear()
-        self.original.clear()
         self.calls.clear()
-
-
-def _made(output: Any) -> Tensor:
-    hidden = hidden_of(output)
-    assert hidden is not None, "it was a tensor when the chain was found"
-    return hidden.detach()
 
 
 @contextmanager

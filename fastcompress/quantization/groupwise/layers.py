@@ -14,7 +14,6 @@ from fastcompress.ops.canonical_w8 import W8Canonical
 
 from .awq import awq, awq_scale
 from .checkpoint import LayerResult
-from .correct import corrected
 from .folding import fold_into, producers
 from .gptq import gptq
 from .grid import GroupGrid, Quantized
@@ -76,6 +75,8 @@ def quantize_stage(
         ValueError: a weight or an input holds NaN or infinity.
     """
     result = StageResult()
+    if not stage.layers:
+        return result
     one_by_one = options.sequential and algorithm == "gptq"
     for part in parts(stage, reader_groups(stage), one_by_one):
         statistics = collect(stage, part)
@@ -114,10 +115,10 @@ def _gptq(
         seen = statistics[names[0]]
         matrix = torch.cat([_weight(name, stage.layers[name]) for name in names])
         found = gptq(
-            corrected(matrix, seen, options.dampening),
+            matrix,
             seen,
             grid,
-            search=options.search or "mse",
+            search=options.search or "output",
             act_order=options.act_order,
             dampening=options.dampening,
             block_cols=options.block_cols,

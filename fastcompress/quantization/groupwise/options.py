@@ -16,14 +16,12 @@ class GroupwiseOptions:
 
     Attributes:
         search: how ``rtn`` and ``gptq`` find scales: ``"minmax"``, ``"mse"``, for GPTQ also ``"output"``; None:
-            ``"minmax"`` for ``rtn``, ``"mse"`` for ``gptq``.
+            ``"minmax"`` for ``rtn``, ``"output"`` for ``gptq``.
         hqq_p: norm of ``hqq``, in (0, 1].
         dampening: of ``gptq``, share of the mean diagonal, in (0, 1].
         act_order: whether ``gptq`` begins with the inputs that matter most.
         block_cols: columns that ``gptq`` updates the rest with at once.
         sweeps: rounds of refinement behind ``gptq``; 0 is the paper's algorithm.
-        correct: whether ``gptq`` compares a block's outputs with those of the unquantized model, and so makes up for
-            the layers in front; takes another run of each block.
         sequential: whether ``gptq`` collects statistics anew behind each quantized linear of a block; takes a run of
             the block for each.
         awq_steps: exponents that ``awq`` tries.
@@ -43,7 +41,6 @@ class GroupwiseOptions:
     act_order: bool = True
     block_cols: int = 128
     sweeps: int = 3
-    correct: bool = False
     sequential: bool = False
     awq_steps: int = 20
     awq_clip: bool = True

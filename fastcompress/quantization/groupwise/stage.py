@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +11,13 @@ from torch import Tensor, nn
 
 from .statistics import InputStatistics, StatisticsCollector
 
-__all__ = ["Reader", "Stage", "Unquantized", "collect", "listening", "parts", "reader_groups"]
+__all__ = ["Reader", "Stage", "collect", "listening", "parts", "reader_groups"]
 
 #: Hessians of at most this many elements are kept at once (1 GiB); more take another pass over the data.
 _HESSIAN_ELEMS = 1 << 28
 
 #: ``reader(name, input)``: a linear is about to run.
 Reader = Callable[[str, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Unquantized:
-    """The same part of the model before anything was quantized, on the inputs that it had then.
-
-    Attributes:
-        layers: its linears, by the names that the stage uses.
-        run: runs it on a batch, by number.
-    """
-
-    layers: Mapping[str, nn.Linear]
-    run: Callable[[int], Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,6 @@ class Stage:
         layers: the linears to quantize, by name.
         run: runs the root on a batch, by number.
         batches: how many there are.
-        unquantized: what outputs are compared with; None: with the stage itself.
     """
 
     name: str
@@ -51,7 +37,6 @@ class Stage:
     layers: Mapping[str, nn.Linear]
     run: Callable[[int], Any]
     batches: int
-    unquantized: Unquantized | None = None
 
 
 @contextmanager
@@ -128,43 +113,29 @@ def collect(stage: Stage, groups: Sequence[list[str]]) -> dict[str, InputStatist
     return found
 
 
-def _collector(stage: Stage, name: str) -> StatisticsCollector:
-    layer = stage.layers[name]
-    return StatisticsCollector(layer.in_features, layer.weight.device, cross=stage.unquantized is not None)
-
-
-def _originals(stage: Stage, names: Iterable[str], batch: int) -> dict[str, list[Tensor]]:
-    """What these linears read in the unquantized model, call by call."""
-    read: dict[str, list[Tensor]] = {}
-    if stage.unquantized is not None:
-        layers = {name: stage.unquantized.layers[name] for name in names}
-        with listening(layers, lambda name, x: read.setdefault(name, []).append(x)):
-            stage.unquantized.run(batch)
-    return read
-
-
 def _collected(stage: Stage, groups: Sequence[list[str]]) -> dict[str, InputStatistics] | None:
     leader = {name: group[0] for group in groups for name in group}
-    collectors = {name: _collector(stage, name) for name in set(leader.values())}
-    originals: dict[str, list[Tensor]] = {}
+    collectors = {
+        group[0]: StatisticsCollector(stage.layers[group[0]].in_features, stage.layers[group[0]].weight.device)
+        for group in groups
+    }
     reads: dict[str, list[tuple[int, int]]] = {}
     alive: list[Tensor] = []
 
     def reader(name: str, x: Tensor) -> None:
-        if leader[name] == name:
-            waiting = originals.get(name)
-            collectors[name].update(x, waiting.pop(0) if waiting else None)
         if not shared[name]:
+            collectors[name].update(x)
             return
         alive.append(x)
         reads.setdefault(name, []).append((id(x), x._version))
+        if leader[name] == name:
+            collectors[name].update(x)
 
     shared = {name: len(group) > 1 for group in groups for name in group}
     with listening({name: stage.layers[name] for name in leader}, reader):
         for batch in range(stage.batches):
             reads.clear()
             alive.clear()
-            originals = _originals(stage, collectors, batch)
             stage.run(batch)
             if any(reads.get(name) != reads.get(first) for name, first in leader.items() if shared[name]):
                 return None

@@ -20,7 +20,6 @@ class InputStatistics:
         hessian: float32 ``[in, in]``, ``X^T X``.
         mean_abs: float32 ``[in]``, mean magnitude of each input.
         rows: how many there were.
-        cross: float32 ``[in, in]``, ``X0^T X`` with the inputs ``X0`` that the unquantized model has there; or None.
 
     Example:
         >>> InputStatistics.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]])).mean_abs
@@ -30,7 +29,6 @@ class InputStatistics:
     hessian: Tensor
     mean_abs: Tensor
     rows: int
-    cross: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor) -> InputStatistics:
@@ -55,27 +53,20 @@ class InputStatistics:
 
 
 class StatisticsCollector:
-    """Sums up `InputStatistics` batch by batch; with ``cross`` if each batch comes with its unquantized inputs."""
+    """Sums up `InputStatistics` batch by batch."""
 
-    def __init__(self, inputs: int, device: torch.device | None = None, *, cross: bool = False) -> None:
+    def __init__(self, inputs: int, device: torch.device | None = None) -> None:
         self._gram = Gram(inputs, device)
-        self._cross = torch.zeros(inputs, inputs, device=device) if cross else None
         self._magnitudes = torch.zeros(inputs, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, x: Tensor, original: Tensor | None = None) -> None:
-        """Take one input ``[..., in]`` into account, and what the unquantized model has in its place."""
+    def update(self, x: Tensor) -> None:
+        """Take one input ``[..., in]`` into account."""
         if x.numel() == 0:
             return
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         self._gram.add(rows)
         self._magnitudes += rows.abs().sum(0)
-        if self._cross is None:
-            return
-        if original is None or original.shape != x.shape:  # routed another way: nothing to compare with
-            self._cross = None
-        else:
-            self._cross.addmm_(original.reshape(-1, x.shape[-1]).float().T, rows)
 
     @property
     def finite(self) -> bool:
@@ -85,4 +76,4 @@ class StatisticsCollector:
     def finished(self) -> InputStatistics:
         """The sums so far."""
         rows = self._gram.rows
-        return InputStatistics(self._gram.matrix, (self._magnitudes / max(rows, 1)).float(), rows, self._cross)
+        return InputStatistics(self._gram.matrix, (self._magnitudes / max(rows, 1)).float(), rows)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,11 +18,14 @@ from .checkpoint import LayerResult, StageFiles, fingerprint
 from .grid import GroupGrid
 from .layers import StageResult, quantize_alone, quantize_stage, set_weight
 from .options import ALGORITHMS, GroupwiseOptions
-from .stage import Stage, Unquantized
+from .stage import Stage
 
 __all__ = ["quantize_weights"]
 
 _FUNCTION = "quantize_weights"
+
+#: Of the arithmetic; a change of it ends the life of files in a checkpoint_dir.
+_VERSION = 1
 
 
 def quantize_weights(
@@ -135,7 +137,7 @@ class _Run:
         """The fingerprint of all that decides the result."""
         weights: dict[str, Tensor] = dict(self.model.named_parameters())
         weights |= dict(self.model.named_buffers())
-        return fingerprint((self.algorithm, self.grid, self.options, list(self.layers)), weights, self.data)
+        return fingerprint((_VERSION, self.algorithm, self.grid, self.options, list(self.layers)), weights, self.data)
 
     def forward(self, batch: int) -> Any:
         """Run the whole model."""
@@ -182,13 +184,16 @@ class _Run:
         """Do one step, or take over what a file says of it."""
         if step.index == 0:
             self._capture()
-        block = copy.deepcopy(step.stage.root) if step.index is not None and self._correcting else None
         stored = None if files is None else files.load(number)
         if stored is not None:
             layers, folded = stored
             self._put(layers, folded)
         else:
-            result = self._quantized(step, block)
+            try:
+                result = self._quantized(step.stage)
+            except Exception as error:
+                error.add_note(f"raised while quantizing {step.stage.name}")
+                raise
             layers = result.layers
             if files is not None:
                 files.save(number, layers, {step.prefix + name: value for name, value in result.folded.items()})
@@ -196,27 +201,15 @@ class _Run:
             if step.index == len(self.replay.chain.blocks) - 1:
                 self.replay.forget()
             else:
-                self.replay.advance(step.index, block)
+                self.replay.advance(step.index)
         return layers
-
-    @property
-    def _correcting(self) -> bool:
-        return self.algorithm == "gptq" and self.options.correct
 
     def _capture(self) -> None:
         """All batches up to the first block."""
         for batch in range(len(self.data)):
             self.replay.capture(partial(self.forward, batch))
-        if self._correcting:
-            self.replay.original = list(self.replay.hidden)
 
-    def _quantized(self, step: _Step, block: nn.Module | None) -> StageResult:
-        stage = step.stage
-        if block is not None and step.index is not None:
-            names = {id(module): name for name, module in stage.root.named_modules()}
-            layers = {n: cast(nn.Linear, block.get_submodule(names[id(own)])) for n, own in stage.layers.items()}
-            run = partial(self.replay.run_original, block, step.index)
-            stage = replace(stage, unquantized=Unquantized(layers, run))
+    def _quantized(self, stage: Stage) -> StageResult:
         if self.algorithm in ("rtn", "hqq"):
             made = {
                 name: quantize_alone(name, layer, self.grid, self.algorithm, self.options)

@@ -53,7 +53,7 @@ def made(kind: str) -> tuple[nn.Module, list[Any], int]:
     ("algorithm", "bits", "options"),
     [
         ("gptq", 4, GroupwiseOptions()),
-        ("gptq", 8, GroupwiseOptions(correct=True, sequential=True)),
+        ("gptq", 8, GroupwiseOptions(sequential=True)),
         ("awq", 4, GroupwiseOptions()),
     ],
 )

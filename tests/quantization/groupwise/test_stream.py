@@ -233,6 +233,22 @@ def test_blocks_with_arguments_of_their_own() -> None:
     assert agreeing(gptq(last.weight, InputStatistics.of(x), GRID).dequantize(), found["blocks.2.up"]) > AGREEING
 
 
+def test_statistics_inside_a_block_are_renewed() -> None:
+    model, reference, batches = Stack(), Stack(), vectors()
+    options = GroupwiseOptions(sequential=True, search="minmax", sweeps=0)
+    found = quantize_weights(model, linears(model), GRID, "gptq", batches, options=options)
+    original = reference.blocks[1].down.weight.detach().clone()
+    for name, layer in linears(reference).items():
+        layer.weight = nn.Parameter(found[name].canonical.dequantize())
+    seen: list[Tensor] = []
+    reference.blocks[1].down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            reference(batch)
+    expected = gptq(original, InputStatistics.of(torch.cat(seen)), GRID).dequantize()
+    assert agreeing(expected, found["blocks.1.down"]) > AGREEING
+
+
 class Repeated(Stack):
     """The same blocks twice: no chain."""
 
