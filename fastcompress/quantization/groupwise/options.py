@@ -26,6 +26,7 @@ class GroupwiseOptions:
             the block for each.
         awq_steps: exponents that ``awq`` tries.
         awq_clip: whether ``awq`` searches for the best clipping.
+        awq_rounding: how ``awq`` rounds the scaled weights: ``"nearest"``, or ``"gptq"`` with that one's settings.
 
     Raises:
         ValueError: a value is out of range.
@@ -44,12 +45,15 @@ class GroupwiseOptions:
     sequential: bool = False
     awq_steps: int = 20
     awq_clip: bool = True
+    awq_rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         if self.search not in (None, "minmax", "mse", "output"):
             raise ValueError(
                 f"GroupwiseOptions: search must be 'minmax', 'mse' or 'output' (GPTQ only), got {self.search!r}"
             )
+        if self.awq_rounding not in ("nearest", "gptq"):
+            raise ValueError(f"GroupwiseOptions: awq_rounding must be 'nearest' or 'gptq', got {self.awq_rounding!r}")
         for name in ("hqq_p", "dampening"):
             value = getattr(self, name)
             if not 0.0 < value <= 1.0:

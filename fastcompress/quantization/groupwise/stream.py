@@ -94,7 +94,7 @@ def _check(
         raise TypeError(f"{_FUNCTION}: grid must be a GroupGrid, got {type(grid).__name__}")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"{_FUNCTION}: algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    if options.search == "output" and algorithm != "gptq":
+    if options.search == "output" and algorithm in ("rtn", "hqq"):
         raise ValueError(f"{_FUNCTION}: search='output' needs algorithm 'gptq', got {algorithm!r}; use 'mse'")
     for name, layer in layers.items():
         if not isinstance(layer, nn.Linear):

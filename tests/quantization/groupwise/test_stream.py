@@ -249,6 +249,22 @@ def test_statistics_inside_a_block_are_renewed() -> None:
     assert agreeing(expected, found["blocks.1.down"]) > AGREEING
 
 
+def test_scaled_weights_can_be_rounded_by_gptq() -> None:
+    """Less error than to nearest, and the same modules take the scales."""
+    batches = tokens()
+
+    def run(algorithm: str, **options: Any) -> tuple[dict[str, LayerResult], float]:
+        model = tiny_llama()
+        found = quantize_weights(model, linears(model), GRID, algorithm, batches, options=GroupwiseOptions(**options))
+        return found, sum(float(r.report["relative_error"]) for r in found.values())
+
+    nearest, both = run("awq"), run("awq", awq_rounding="gptq")
+    assert both[1] < 0.7 * nearest[1]
+    name = "model.layers.0.mlp.gate_proj"
+    assert nearest[0][name].report["folded_into"] == both[0][name].report["folded_into"]
+    assert both[0][name].report["retries"] == 0
+
+
 class Repeated(Stack):
     """The same blocks twice: no chain."""
 
@@ -388,6 +404,13 @@ def test_refusals_change_nothing() -> None:
 
 
 def test_options_out_of_range() -> None:
-    for name, value in (("search", "best"), ("hqq_p", 0.0), ("dampening", 2.0), ("block_cols", 0), ("awq_steps", True)):
+    for name, value in (
+        ("search", "best"),
+        ("hqq_p", 0.0),
+        ("dampening", 2.0),
+        ("block_cols", 0),
+        ("awq_steps", True),
+        ("awq_rounding", "best"),
+    ):
         with pytest.raises(ValueError, match=name):
             GroupwiseOptions(**{name: value})
