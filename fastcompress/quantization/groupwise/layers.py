@@ -75,13 +75,18 @@ def quantize_stage(
         ValueError: a weight or an input holds NaN or infinity.
     """
     result = StageResult()
-    for part in parts(stage, reader_groups(stage)):
+    if not stage.layers:
+        return result
+    one_by_one = options.sequential and algorithm == "gptq"
+    for part in parts(stage, reader_groups(stage), one_by_one):
         statistics = collect(stage, part)
         if algorithm == "awq":
             _awq(stage, part, statistics, grid, options, tied, result)
         else:
-            for group in part:
-                _gptq(stage, group, statistics, grid, options, result)
+            for names in (names for group in part for names in _same_statistics(group, statistics)):
+                pieces = _gptq(stage, names, statistics[names[0]], None, grid, options)
+                for name, piece in zip(names, pieces, strict=True):
+                    result.layers[name] = _placed(stage.layers[name], piece, {"algorithm": "gptq"})
     for name, layer in stage.layers.items():
         if name not in result.layers:
             found = quantize_alone(name, layer, grid, "rtn", options)
@@ -99,31 +104,33 @@ def _placed(layer: nn.Linear, found: Quantized, report: Mapping[str, Any]) -> La
 
 def _gptq(
     stage: Stage,
-    group: list[str],
-    statistics: Mapping[str, InputStatistics],
+    names: list[str],
+    statistics: InputStatistics,
+    scale: Tensor | None,
     grid: GroupGrid,
     options: GroupwiseOptions,
-    result: StageResult,
-) -> None:
-    """One solution for all rows that have the same Hessian."""
-    for names in _same_statistics(group, statistics):
-        layers = [stage.layers[name] for name in names]
-        rows = [layer.out_features for layer in layers]
-        found = gptq(
-            torch.cat([_weight(name, stage.layers[name]) for name in names]),
-            statistics[names[0]],
-            grid,
-            search=options.search or "mse",
-            act_order=options.act_order,
-            dampening=options.dampening,
-            block_cols=options.block_cols,
-            sweeps=options.sweeps,
-        )
-        for name, layer, piece in zip(names, layers, found.split(rows), strict=True):
-            own = {**found.report}
-            if "relative_error" in own:
-                own["relative_error"] = statistics[name].relative_error(layer.weight.float(), piece.dequantize())
-            result.layers[name] = _placed(layer, piece, {"algorithm": "gptq", **own})
+) -> list[Quantized]:
+    """One solution for all rows that have the same Hessian; ``scale`` as `awq` takes it."""
+    layers = [stage.layers[name] for name in names]
+    matrices = [_weight(name, layer) for name, layer in zip(names, layers, strict=True)]
+    if scale is not None:
+        matrices, statistics = [matrix * scale for matrix in matrices], statistics.divided(scale)
+    found = gptq(
+        torch.cat(matrices),
+        statistics,
+        grid,
+        search=options.search or "output",
+        act_order=options.act_order,
+        dampening=options.dampening,
+        block_cols=options.block_cols,
+        sweeps=options.sweeps,
+    )
+    pieces = found.split([layer.out_features for layer in layers])
+    for matrix, piece in zip(matrices, pieces, strict=True):
+        piece.report.update(found.report)
+        if "relative_error" in found.report:
+            piece.report["relative_error"] = statistics.relative_error(matrix, piece.dequantize())
+    return pieces
 
 
 def _same_statistics(group: list[str], statistics: Mapping[str, InputStatistics]) -> list[list[str]]:
@@ -173,7 +180,11 @@ def _awq(
                 result.folded |= {f"{producer.name}.{key}": value for key, value in made.items()}
         reports |= dict.fromkeys(names, report)
     for names in groups:
-        for name in names:
-            layer = stage.layers[name]
-            rounded = awq(_weight(name, layer), statistics[name], grid, scale=scales.get(name), clip=options.awq_clip)
-            result.layers[name] = _placed(layer, rounded, reports[name])
+        seen, scale = statistics[names[0]], scales.get(names[0])
+        if options.awq_rounding == "gptq":
+            pieces = _gptq(stage, names, seen, scale, grid, options)
+        else:
+            weights = [_weight(name, stage.layers[name]) for name in names]
+            pieces = [awq(weight, seen, grid, scale=scale, clip=options.awq_clip) for weight in weights]
+        for name, piece in zip(names, pieces, strict=True):
+            result.layers[name] = _placed(stage.layers[name], piece, reports[name])

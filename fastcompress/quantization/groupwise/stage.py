@@ -82,13 +82,13 @@ def reader_groups(stage: Stage) -> list[list[str]]:
     return list(groups.values())
 
 
-def parts(stage: Stage, groups: Sequence[list[str]]) -> Iterator[list[list[str]]]:
-    """The groups in runs whose Hessians fit into memory together."""
+def parts(stage: Stage, groups: Sequence[list[str]], sequential: bool = False) -> Iterator[list[list[str]]]:
+    """The groups in runs whose Hessians fit into memory together; one by one if ``sequential``."""
     part: list[list[str]] = []
     elems = 0
     for group in groups:
         size = stage.layers[group[0]].in_features ** 2
-        if part and elems + size > _HESSIAN_ELEMS:
+        if part and (sequential or elems + size > _HESSIAN_ELEMS):
             yield part
             part, elems = [], 0
         part.append(group)

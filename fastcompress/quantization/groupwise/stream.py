@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,9 @@ from .stage import Stage
 __all__ = ["quantize_weights"]
 
 _FUNCTION = "quantize_weights"
+
+#: Of the arithmetic; a change of it ends the life of files in a checkpoint_dir.
+_VERSION = 1
 
 
 def quantize_weights(
@@ -91,7 +94,7 @@ def _check(
         raise TypeError(f"{_FUNCTION}: grid must be a GroupGrid, got {type(grid).__name__}")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"{_FUNCTION}: algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    if options.search == "output" and algorithm != "gptq":
+    if options.search == "output" and algorithm in ("rtn", "hqq"):
         raise ValueError(f"{_FUNCTION}: search='output' needs algorithm 'gptq', got {algorithm!r}; use 'mse'")
     for name, layer in layers.items():
         if not isinstance(layer, nn.Linear):
@@ -104,12 +107,11 @@ def _check(
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage, what makes ready for it and what follows it (done also where its result comes from a file)."""
+    """A stage; ``prefix`` is its root's name with a dot, ``index`` that of its block in the chain."""
 
     stage: Stage
-    prefix: str
-    before: Callable[[], None] | None = None
-    after: Callable[[], None] | None = None
+    prefix: str = ""
+    index: int | None = None
 
 
 class _Run:
@@ -127,6 +129,7 @@ class _Run:
     ) -> None:
         self.model, self.layers, self.grid = model, layers, grid
         self.algorithm, self.options, self.data, self.forward_fn = algorithm, options, data, forward_fn
+        self.replay: Replay
         owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
         self.tied = frozenset(key for key, count in owners.items() if count > 1)
 
@@ -134,7 +137,7 @@ class _Run:
         """The fingerprint of all that decides the result."""
         weights: dict[str, Tensor] = dict(self.model.named_parameters())
         weights |= dict(self.model.named_buffers())
-        return fingerprint((self.algorithm, self.grid, self.options, list(self.layers)), weights, self.data)
+        return fingerprint((_VERSION, self.algorithm, self.grid, self.options, list(self.layers)), weights, self.data)
 
     def forward(self, batch: int) -> Any:
         """Run the whole model."""
@@ -147,10 +150,11 @@ class _Run:
     def steps(self) -> list[_Step]:
         """The stages in order."""
         if self.algorithm in ("rtn", "hqq"):
-            return [_Step(self._alone(name, layer), "") for name, layer in self.layers.items()]
+            return [_Step(self._alone(name, layer)) for name, layer in self.layers.items()]
         chain = find_chain(self.model, self.layers, partial(self.forward, 0))
         if chain is None:
-            return [_Step(self._whole("the model", self.layers), "")]
+            return [_Step(self._whole("the model", self.layers))]
+        self.replay = Replay(chain)
         return list(self._chained(chain))
 
     def _chained(self, chain: Chain) -> Iterator[_Step]:
@@ -158,25 +162,17 @@ class _Run:
         rest = {name: layer for name, layer in self.layers.items() if id(layer) not in inside}
         early = {name: layer for name, layer in rest.items() if name in chain.before}
         late = {name: layer for name, layer in rest.items() if name not in chain.before}
-        replay = Replay(chain)
-
-        def capture() -> None:
-            for batch in range(len(self.data)):
-                replay.capture(partial(self.forward, batch))
-
         if early:
-            yield _Step(self._whole("before the blocks", early), "")
+            yield _Step(self._whole("before the blocks", early))
         prefix = f"{chain.name}." if chain.name else ""
         names = [name for name, _ in self.model.get_submodule(chain.name).named_children()]
         for index, (name, block) in enumerate(zip(names, chain.blocks, strict=True)):
             own = {id(module) for module in block.modules()}
             held = {full: layer for full, layer in self.layers.items() if id(layer) in own}
-            stage = Stage(f"{prefix}{name}", block, held, partial(replay.run, index), len(self.data))
-            last = index == len(names) - 1
-            after = replay.forget if last else partial(replay.advance, index)
-            yield _Step(stage, f"{prefix}{name}.", capture if index == 0 else None, after)
+            stage = Stage(f"{prefix}{name}", block, held, partial(self.replay.run, index), len(self.data))
+            yield _Step(stage, f"{prefix}{name}.", index)
         if late:
-            yield _Step(self._whole("after the blocks", late), "")
+            yield _Step(self._whole("after the blocks", late))
 
     def _whole(self, name: str, layers: Mapping[str, nn.Linear]) -> Stage:
         return Stage(name, self.model, layers, self.forward, len(self.data))
@@ -186,23 +182,34 @@ class _Run:
 
     def take(self, step: _Step, number: int, files: StageFiles | None) -> dict[str, LayerResult]:
         """Do one step, or take over what a file says of it."""
-        if step.before is not None:
-            step.before()
+        if step.index == 0:
+            self._capture()
         stored = None if files is None else files.load(number)
         if stored is not None:
             layers, folded = stored
             self._put(layers, folded)
         else:
-            result = self._quantized(step)
+            try:
+                result = self._quantized(step.stage)
+            except Exception as error:
+                error.add_note(f"raised while quantizing {step.stage.name}")
+                raise
             layers = result.layers
             if files is not None:
                 files.save(number, layers, {step.prefix + name: value for name, value in result.folded.items()})
-        if step.after is not None:
-            step.after()
+        if step.index is not None:
+            if step.index == len(self.replay.chain.blocks) - 1:
+                self.replay.forget()
+            else:
+                self.replay.advance(step.index)
         return layers
 
-    def _quantized(self, step: _Step) -> StageResult:
-        stage = step.stage
+    def _capture(self) -> None:
+        """All batches up to the first block."""
+        for batch in range(len(self.data)):
+            self.replay.capture(partial(self.forward, batch))
+
+    def _quantized(self, stage: Stage) -> StageResult:
         if self.algorithm in ("rtn", "hqq"):
             made = {
                 name: quantize_alone(name, layer, self.grid, self.algorithm, self.options)

@@ -49,25 +49,37 @@ def made(kind: str) -> tuple[nn.Module, list[Any], int]:
 
 
 @pytest.mark.parametrize("kind", ["stack", "llama"])
-@pytest.mark.parametrize("algorithm", ["gptq", "awq"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("algorithm", "bits", "options"),
+    [
+        ("gptq", 4, GroupwiseOptions()),
+        ("gptq", 8, GroupwiseOptions(sequential=True)),
+        ("awq", 4, GroupwiseOptions()),
+    ],
+)
 def test_resumes_to_the_same_bits_from_every_block(
-    kind: str, algorithm: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, algorithm: str, bits: int, options: GroupwiseOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = GroupGrid(bits, 16)
     whole, batches, stages = made(kind)
-    expected = quantize_weights(whole, linears(whole), grid, algorithm, batches)
+
+    def run(model: nn.Module, directory: Path | None) -> dict[str, LayerResult]:
+        return quantize_weights(
+            model, linears(model), grid, algorithm, batches, options=options, checkpoint_dir=directory
+        )
+
+    expected = run(whole, None)
     for at in range(stages):
         with monkeypatch.context() as patch:
             broken, _, _ = made(kind)
             Interrupter(patch, at)
             with pytest.raises(KeyboardInterrupt):
-                quantize_weights(broken, linears(broken), grid, algorithm, batches, checkpoint_dir=tmp_path / str(at))
+                run(broken, tmp_path / str(at))
         assert len(list((tmp_path / str(at)).iterdir())) == at
         with monkeypatch.context() as patch:
             model, _, _ = made(kind)
             rest = Interrupter(patch, None)
-            found = quantize_weights(model, linears(model), grid, algorithm, batches, checkpoint_dir=tmp_path / str(at))
+            found = run(model, tmp_path / str(at))
             assert rest.calls == stages - at
         same(found, expected)
         for (name, a), b in zip(model.named_parameters(), whole.parameters(), strict=True):

@@ -233,6 +233,38 @@ def test_blocks_with_arguments_of_their_own() -> None:
     assert agreeing(gptq(last.weight, InputStatistics.of(x), GRID).dequantize(), found["blocks.2.up"]) > AGREEING
 
 
+def test_statistics_inside_a_block_are_renewed() -> None:
+    model, reference, batches = Stack(), Stack(), vectors()
+    options = GroupwiseOptions(sequential=True, search="minmax", sweeps=0)
+    found = quantize_weights(model, linears(model), GRID, "gptq", batches, options=options)
+    original = reference.blocks[1].down.weight.detach().clone()
+    for name, layer in linears(reference).items():
+        layer.weight = nn.Parameter(found[name].canonical.dequantize())
+    seen: list[Tensor] = []
+    reference.blocks[1].down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            reference(batch)
+    expected = gptq(original, InputStatistics.of(torch.cat(seen)), GRID).dequantize()
+    assert agreeing(expected, found["blocks.1.down"]) > AGREEING
+
+
+def test_scaled_weights_can_be_rounded_by_gptq() -> None:
+    """Less error than to nearest, and the same modules take the scales."""
+    batches = tokens()
+
+    def run(algorithm: str, **options: Any) -> tuple[dict[str, LayerResult], float]:
+        model = tiny_llama()
+        found = quantize_weights(model, linears(model), GRID, algorithm, batches, options=GroupwiseOptions(**options))
+        return found, sum(float(r.report["relative_error"]) for r in found.values())
+
+    nearest, both = run("awq"), run("awq", awq_rounding="gptq")
+    assert both[1] < 0.7 * nearest[1]
+    name = "model.layers.0.mlp.gate_proj"
+    assert nearest[0][name].report["folded_into"] == both[0][name].report["folded_into"]
+    assert both[0][name].report["retries"] == 0
+
+
 class Repeated(Stack):
     """The same blocks twice: no chain."""
 
@@ -372,6 +404,13 @@ def test_refusals_change_nothing() -> None:
 
 
 def test_options_out_of_range() -> None:
-    for name, value in (("search", "best"), ("hqq_p", 0.0), ("dampening", 2.0), ("block_cols", 0), ("awq_steps", True)):
+    for name, value in (
+        ("search", "best"),
+        ("hqq_p", 0.0),
+        ("dampening", 2.0),
+        ("block_cols", 0),
+        ("awq_steps", True),
+        ("awq_rounding", "best"),
+    ):
         with pytest.raises(ValueError, match=name):
             GroupwiseOptions(**{name: value})
