@@ -19,7 +19,7 @@ from fastcompress.formats.checkpoints.placing import fill_tensors, place_layers,
 __all__ = ["keep_ties", "load_pretrained", "materialize_buffers"]
 
 _FUNCTION = "load_pretrained"
-_INPUT_MODES = (None, "float", "dynamic_symmetric")
+_INPUT_MODES = (None, "dynamic_16bit", "dynamic_symmetric")
 #: Settings that would make transformers fetch or run code; the model's own defaults are used instead.
 _UNSAFE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "torch_dtype", "dtype", "architectures")
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -44,7 +44,7 @@ def load_pretrained(
     Args:
         path: the directory, or the file.
         dtype: of activations and float weights; by default what ``config.json`` says, float32 for GGUF.
-        input_mode: of four-bit layers: ``"float"`` (W4A16) or ``"dynamic_symmetric"`` (W4A8: int8 by token, faster
+        input_mode: of four-bit layers: ``"dynamic_16bit"`` (W4A16) or ``"dynamic_symmetric"`` (W4A8: int8 by token, fast
             with many tokens); None keeps what the checkpoint says.
         device: where the model goes.
 
@@ -64,7 +64,7 @@ def load_pretrained(
     if dtype is not None and dtype not in _FLOATS.values():
         raise ValueError(f"{_FUNCTION}: dtype must be one of {', '.join(_FLOATS)}, got {dtype}")
     if input_mode not in _INPUT_MODES:
-        raise ValueError(f"{_FUNCTION}: input_mode must be 'float', 'dynamic_symmetric' or None, got {input_mode!r}")
+        raise ValueError(f"{_FUNCTION}: input_mode must be 'dynamic_16bit', 'dynamic_symmetric' or None, got {input_mode!r}")
     _transformers()
     where = Path(path)
     checkpoint = read_checkpoint(where)

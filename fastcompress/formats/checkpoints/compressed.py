@@ -142,13 +142,13 @@ def _layer(table: TensorTable, module: str, scheme: LayerScheme) -> StoredLayer:
         minimum = table.take_finite(module + ".weight_min", (torch.float32,), (out, groups)).contiguous()
     zero = None if minimum is not None else _zero_point(table, module, scheme, out, groups)
     order = _order(table, module, scheme, inputs, group_size)
-    if scheme.bits == 8 and scheme.input_mode != "float":
+    if scheme.bits == 8 and scheme.input_mode != "dynamic_16bit":
         if order is not None:
             raise table.error(module + ".weight_g_idx", "is not supported where activations are int8")
         return _with_activations(table, module, scheme, values, scale, bias)
     if scheme.bits == 8:
         return eight_bit(values, scale, bias, group_size, order=order)
-    mode = "float" if scheme.input_mode == "float" else "dynamic_symmetric"
+    mode = "dynamic_16bit" if scheme.input_mode == "dynamic_16bit" else "dynamic_symmetric"
     if scheme.input_mode == "static":
         raise table.error(module + ".weight_packed", "4-bit weights with static int8 activations are not supported")
     stored = four_bit(values, scale, zero, bias, inputs, group_size, order=order, input_mode=mode)

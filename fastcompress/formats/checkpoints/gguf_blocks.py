@@ -82,9 +82,9 @@ def layer_of_blocks(kind: str, raw: Tensor, out: int, inputs: int) -> LayerCanon
         values = blocks[..., _HALF_BYTES:].reshape(out, inputs).view(torch.int8)
         return W8Canonical(values, scale, None, _BLOCK)
     if kind == "Q4_0":
-        return W4Canonical(_words(blocks[..., _HALF_BYTES:]), scale, None, inputs, _BLOCK, "float")
+        return W4Canonical(_words(blocks[..., _HALF_BYTES:]), scale, None, inputs, _BLOCK, "dynamic_16bit")
     low = _halves(blocks, _HALF_BYTES).to(torch.float32)
-    return W4Canonical(_words(blocks[..., 2 * _HALF_BYTES :]), scale, None, inputs, _BLOCK, "float", None, low)
+    return W4Canonical(_words(blocks[..., 2 * _HALF_BYTES :]), scale, None, inputs, _BLOCK, "dynamic_16bit", None, low)
 
 
 def take_rows(c: LayerCanonical, order: Tensor) -> LayerCanonical:

@@ -30,7 +30,7 @@ def four_bit(
     group_size: int,
     *,
     order: Tensor | None = None,
-    input_mode: str = "float",
+    input_mode: str = "dynamic_16bit",
 ) -> StoredLayer:
     """A layer from canonical words, its inputs put into `order`; zero points that are all 8 are left out."""
     if zero is not None and bool((zero == _MIDDLE).all()):

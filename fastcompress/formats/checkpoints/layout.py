@@ -83,7 +83,7 @@ def layer_tensors(module: str, stored: StoredLayer) -> dict[str, Tensor]:
 
 
 def _activations(mode: str) -> dict[str, Any] | None:
-    if mode == "float":
+    if mode == "dynamic_16bit":
         return None
     static = mode == "static"
     return {

@@ -29,7 +29,7 @@ class LayerScheme:
         symmetric: no zero points.
         act_order: groups are of any inputs, a tensor says which.
         format: ``"pack-quantized"`` or ``"int-quantized"``.
-        input_mode: of the activations: ``"float"``, ``"static"``, ``"dynamic"`` or ``"dynamic_symmetric"``.
+        input_mode: of the activations: ``"dynamic_16bit"``, ``"static"``, ``"dynamic"`` or ``"dynamic_symmetric"``.
     """
 
     bits: int
@@ -48,7 +48,7 @@ def _integers(settings: Settings) -> None:
 def _input_mode(value: Any, where: str) -> str:
     """int8 activations: per token at run time, or with one scale from calibration."""
     if value is None:
-        return "float"
+        return "dynamic_16bit"
     settings = Settings(value, where)
     _integers(settings)
     settings.bits("num_bits", allowed=(8,))

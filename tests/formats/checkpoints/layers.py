@@ -64,7 +64,7 @@ class DequantizedEmbedding(nn.Module):
 
 def real_layers() -> bool:
     """Whether all layers that a checkpoint may need run here."""
-    four = W4Canonical(pack_nibbles(torch.ones(16, 64)), torch.ones(16, 2), None, 64, 32, "float")
+    four = W4Canonical(pack_nibbles(torch.ones(16, 64)), torch.ones(16, 2), None, 64, 32, "dynamic_16bit")
     eight = W8Canonical(torch.ones(16, 64, dtype=torch.int8), torch.ones(16, 2), None, 32)
     try:
         for canonical in (four, eight):

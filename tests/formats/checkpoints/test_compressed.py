@@ -49,7 +49,7 @@ def test_weights(
     compare(checkpoint, written)
     for layer in checkpoint.layers.values():
         assert isinstance(layer.canonical, W4Canonical if bits == 4 else W8Canonical)
-        assert layer.canonical.input_mode == "float"
+        assert layer.canonical.input_mode == "dynamic_16bit"
     assert not checkpoint.tensors
 
 

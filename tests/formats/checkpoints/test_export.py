@@ -39,7 +39,7 @@ def four_bits(
     words = torch.from_numpy(writers.pack_rows(values.numpy(), 4))
     scale = (torch.rand(out, groups, generator=g) * 0.1 + 0.01).to(dtype)
     return W4Canonical(
-        words, scale, torch.randn(out, generator=g), inputs, size, "float",
+        words, scale, torch.randn(out, generator=g), inputs, size, "dynamic_16bit",
         torch.randint(0, 16, (out, groups), generator=g).to(torch.uint8) if zero else None,
         torch.randn(out, groups, generator=g) * 0.5 if minimum else None,
     )  # fmt: skip

@@ -170,7 +170,11 @@ def test_rotary_factors(tmp_path: Path) -> None:
 def test_input_mode(tmp_path: Path) -> None:
     written, _ = written_model(FORMATS["awq"])
     save_directory(written, tmp_path, config=CONFIG)
-    for mode, expected in ((None, "float"), ("float", "float"), ("dynamic_symmetric", "dynamic_symmetric")):
+    for mode, expected in (
+        (None, "dynamic_16bit"),
+        ("dynamic_16bit", "dynamic_16bit"),
+        ("dynamic_symmetric", "dynamic_symmetric"),
+    ):
         loaded: Any = fc.load_pretrained(tmp_path, input_mode=mode)
         assert {loaded.get_submodule(name).canonical().input_mode for name in written.weights} == {expected}
 
