@@ -64,7 +64,9 @@ def load_pretrained(
     if dtype is not None and dtype not in _FLOATS.values():
         raise ValueError(f"{_FUNCTION}: dtype must be one of {', '.join(_FLOATS)}, got {dtype}")
     if input_mode not in _INPUT_MODES:
-        raise ValueError(f"{_FUNCTION}: input_mode must be 'dynamic_16bit', 'dynamic_symmetric' or None, got {input_mode!r}")
+        raise ValueError(
+            f"{_FUNCTION}: input_mode must be 'dynamic_16bit', 'dynamic_symmetric' or None, got {input_mode!r}"
+        )
     _transformers()
     where = Path(path)
     checkpoint = read_checkpoint(where)
