@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,10 @@ from fastcompress.ops.canonical_w4 import W4Canonical
 __all__ = ["Placed", "fill_tensors", "place_layers", "with_input_mode"]
 
 
+#: Buffers that are computed now.
+_SUPERFLUOUS = (r"(^|\.)rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+
+
 @dataclass(frozen=True)
 class Placed:
     """What `place_layers` put into a model: module name → layer, and parameters that are tied through their modules."""
@@ -31,6 +36,14 @@ def with_input_mode(stored: StoredLayer, input_mode: str | None) -> StoredLayer:
     if input_mode is None or not isinstance(stored.canonical, W4Canonical):
         return stored
     return replace(stored, canonical=replace(stored.canonical, input_mode=input_mode))
+
+
+def _without_idle_bias(module: nn.Module | None, stored: StoredLayer) -> StoredLayer:
+    """Early GPTQ files have a bias of zeros in every layer, also where the model has none."""
+    bias = stored.canonical.bias
+    if bias is None or getattr(module, "bias", None) is not None or bool(bias.any()):
+        return stored
+    return replace(stored, canonical=replace(stored.canonical, bias=None))
 
 
 def _check(module: nn.Module | None, stored: StoredLayer) -> None:
@@ -80,7 +93,8 @@ def place_layers(
     made: dict[str, nn.Module] = {}
     for name, stored in layers.items():
         with _naming(name):
-            _check(modules.get(name), stored)
+            layers[name] = _without_idle_bias(modules.get(name), stored)
+            _check(modules.get(name), layers[name])
     for name in list(layers):
         with _naming(name):
             made[name] = _built(modules[name], layers.pop(name), dtype)
@@ -115,6 +129,12 @@ def _slots(model: nn.Module, placed: Collection[str]) -> Iterator[tuple[str, nn.
                 yield f"{prefix}.{key}" if prefix else key, module, key, tensor
 
 
+def _superfluous(model: nn.Module, name: str) -> bool:
+    """Whether transformers, too, leaves a tensor out that the model has no place for: earlier versions saved more."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name) for pattern in (*_SUPERFLUOUS, *patterns))
+
+
 def fill_tensors(
     model: nn.Module,
     checkpoint: Checkpoint,
@@ -145,7 +165,7 @@ def fill_tensors(
                 f"{list(tensor.shape)} in the model"
             )
         values[name] = value
-    unknown = given.keys() - slots.keys() - placed.tied
+    unknown = {name for name in given.keys() - slots.keys() - placed.tied if not _superfluous(model, name)}
     if unknown:
         raise ValueError(f"tensor {min(unknown)!r:.200}: the model has no place for it")
     made: dict[int, Tensor] = {}

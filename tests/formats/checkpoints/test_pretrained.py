@@ -116,6 +116,20 @@ def test_quantized_head_beside_a_float_embedding(tmp_path: Path) -> None:
     assert isinstance(loaded.model.embed_tokens, nn.Embedding)
 
 
+def test_what_earlier_versions_saved_as_well(tmp_path: Path) -> None:
+    """Rotary frequencies in every layer, and biases of zeros where the model has none."""
+    written, _ = written_model(FORMATS["gptq"])
+    plain = fc.load_pretrained(save_directory(written, tmp_path / "plain", config=CONFIG))
+    written.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    written.tensors["model.layers.0.mlp.up_proj.bias"] = np.zeros(96, np.float16)
+    loaded: Any = fc.load_pretrained(save_directory(written, tmp_path / "more", config=CONFIG))
+    with torch.no_grad():
+        assert torch.equal(loaded(TOKENS).logits, plain(TOKENS).logits)
+    written.tensors["model.layers.0.mlp.up_proj.bias"][5] = 1.0
+    with pytest.raises(CheckpointError, match="up_proj': the model has no bias"):
+        fc.load_pretrained(save_directory(written, tmp_path / "bias", config=CONFIG))
+
+
 def test_float_directory(tmp_path: Path) -> None:
     model = float_model()
     model.save_pretrained(tmp_path)
