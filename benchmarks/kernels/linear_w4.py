@@ -21,7 +21,7 @@ __all__ = ["run"]
 _C = native.require("the four-bit benchmarks")
 
 #: Scheme → bits of a weight, and how the layer takes its activations.
-_SCHEMES = {"W4A8": (4, "dynamic_symmetric"), "W4A16": (4, "float"), "W8A16": (8, "float")}
+_SCHEMES = {"W4A8": (4, "dynamic_symmetric"), "W4A16": (4, "dynamic_16bit"), "W8A16": (8, "dynamic_16bit")}
 
 Shape = tuple[int, int, int]
 
@@ -59,31 +59,36 @@ def _streamed_rows(context: Context, shape: Shape) -> None:
     """Few rows: weights stream from memory, so copies of them rotate past the last-level cache."""
     m, k, n = shape
     x = torch.randn(m, k)
-    x_half = x.to(torch.bfloat16)
-    candidates: dict[str, Callable[[], object]] = {}
+    rings: dict[str, Callable[[], object]] = {}
     for scheme, layer in _layers(k, n).items():
         copies = 3 if context.quick else copies_needed(layer.packed.numel())
         ring = [layer, *(copy.deepcopy(layer) for _ in range(copies - 1))]
-        candidates[scheme] = rotate(ring, lambda each: each(x))
+        rings[scheme] = rotate(ring, lambda each: each(x))
         # Half a ring away: the copy that the layer has just read would come from a cache.
         away = [*ring[copies // 2 :], *ring[: copies // 2]]
-        candidates[f"reading {scheme}"] = rotate([each.packed.numpy() for each in away], _C.read_buffer)
+        reading = rotate([each.packed.numpy() for each in away], _C.read_buffer)
+        times = interleave({scheme: rings[scheme], "reading alone": reading}, context.budget)
+        _record_bandwidth(context, f"w4.{scheme}.{shape_name(shape)}.bandwidth", scheme, times, shape)
+    x_half = x.to(torch.bfloat16)
     words, scales = _int4pack(k, n)
     packs = [words.clone() for _ in range(3 if context.quick else copies_needed(k * n // 2))]
-    multiply = partial(torch._weight_int4pack_mm_for_cpu, x_half)
-    candidates["int4pack"] = rotate(packs, lambda each: multiply(each, GROUP_SIZE, scales))
     halves = [torch.randn(n, k).to(torch.bfloat16) for _ in range(3 if context.quick else copies_needed(2 * k * n))]
-    candidates["bf16"] = rotate(halves, lambda each: nn.functional.linear(x_half, each))
-    times = interleave(candidates, context.budget)
+    multiply = partial(torch._weight_int4pack_mm_for_cpu, x_half)
+    rings["int4pack"] = rotate(packs, lambda each: multiply(each, GROUP_SIZE, scales))
+    rings["bf16"] = rotate(halves, lambda each: nn.functional.linear(x_half, each))
+    times = interleave(rings, context.budget)
     for scheme in _SCHEMES:
-        _record_streamed(context, f"w4.{scheme}.{shape_name(shape)}", scheme, times, shape)
+        _record_ratios(context, f"w4.{scheme}.{shape_name(shape)}", scheme, times, shape)
 
 
-def _record_streamed(context: Context, key: str, scheme: str, times: dict[str, Timing], shape: Shape) -> None:
-    reading, seconds = times[f"reading {scheme}"].median, times[scheme].median
+def _record_bandwidth(context: Context, key: str, scheme: str, times: dict[str, Timing], shape: Shape) -> None:
+    reading, seconds = times["reading alone"].median, times[scheme].median
     nbytes = shape[1] * shape[2] * _SCHEMES[scheme][0] / 8
     note = f"{nbytes / seconds / 1e9:.1f} of {nbytes / reading / 1e9:.1f} GB/s"
-    context.add(f"{key}.bandwidth", reading / seconds, times, note)
+    context.add(key, reading / seconds, times, note)
+
+
+def _record_ratios(context: Context, key: str, scheme: str, times: dict[str, Timing], shape: Shape) -> None:
     if shape[0] > 1:
         context.add_ratio(f"{key}.best", times, min(("int4pack", "bf16"), key=lambda name: times[name].median), scheme)
     elif scheme != "W8A16":

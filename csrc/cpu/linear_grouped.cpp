@@ -19,12 +19,15 @@ namespace {
 
 constexpr int64_t kTasksPerThread = 16;
 constexpr size_t kScratch = static_cast<size_t>(kGroupedScratchElements) * sizeof(float) + kGroupedScratchBytes;
-constexpr uint8_t kSignBit = 0x80;
+constexpr int64_t kRowsOfTiles = 12;  // a multiple of every kernel's rows
+constexpr int64_t kRowsPerPart = 24;  // of activations: fewer would not pay for the weights that each part expands anew
 constexpr float kSmallestScale = 0x1p-100f;
 constexpr float kLargest16 = 127 * 257;  // high and low bytes of it and of all below are in [-128, 127]
 constexpr int64_t kStagger = 64;         // bytes: rows a power of two apart would meet in the same sets of L1
 
 bool is_16bit(const BlobHeader& h) { return static_cast<InputMode>(h.input_mode) == InputMode::per_group_16bit; }
+
+bool has_minima(const BlobHeader& h) { return static_cast<ZeroKind>(h.zero_kind) == ZeroKind::minimum; }
 
 // The rows of a call as s8, one each or two (high and low bytes), with their scales and the sums of their groups.
 struct SignedRows {
@@ -38,11 +41,13 @@ struct SignedRows {
         values = w.take_array<int8_t>(count * each * stride);
         scale = w.take_array<float>(count * (wide ? groups : 1));
         sums = w.take_array<int32_t>(count * each * groups);
+        if (has_minima(h)) input_sum = w.take_array<float>(count * groups);
     }
     static size_t bytes(const BlobHeader& h, int64_t count) {
         const int64_t each = is_16bit(h) ? 2 : 1, groups = group_count(h);
         const auto size = [count](int64_t one) { return Workspace::size(static_cast<size_t>(count * one)); };
-        return size(each * (h.k_pad + kStagger)) + size(4 * (is_16bit(h) ? groups : 1)) + size(4 * each * groups);
+        return size(each * (h.k_pad + kStagger)) + size(4 * (is_16bit(h) ? groups : 1)) + size(4 * each * groups) +
+               size(has_minima(h) ? 4 * groups : 0);
     }
 
     void prepare(const KernelTable& table, const LinearCall& call, int64_t row) const {
@@ -51,20 +56,40 @@ struct SignedRows {
         for (int64_t r = row * each; r < (row + 1) * each; ++r) {
             int8_t* out = values + r * stride;
             std::fill(out + inputs, out + stride, int8_t{0});
-            for (int64_t g = 0; g < groups; ++g) {
-                int32_t sum = 0;
-                const int64_t end = std::min(inputs, (g + 1) * group_size);
-                for (int64_t i = g * group_size; i < end; ++i) sum += out[i];
-                sums[r * groups + g] = sum;
-            }
+            table.grouped.group_sums(out, inputs, ceil_div(group_size, 4), sums + r * groups);
         }
+        for (int64_t g = 0; input_sum && g < groups; ++g) {
+            const int32_t* of_row = sums + row * each * groups + g;
+            const float first = static_cast<float>(of_row[0]);
+            float* to = input_sum + row * groups + g;
+            *to = first;
+            if (!wide) continue;
+            const float high = first * 256.0f;
+            *to = (high + static_cast<float>(of_row[groups])) * scale[row * groups + g];
+        }
+    }
+
+    // The rows of one of `parts` parts of a product; whole tiles but for the last.
+    GroupedProduct part(GroupedProduct p, int64_t count, int64_t index, int64_t parts) const {
+        const int64_t per = round_up(ceil_div(count, parts), kRowsOfTiles);
+        const int64_t begin = std::min(count, per * index), end = std::min(count, begin + per);
+        p.rows = (end - begin) * each;
+        p.row0 = begin;
+        p.a += begin * each * stride;
+        p.sums += begin * each * groups;
+        p.a_scale += begin * (wide ? groups : 1);
+        if (p.input_sum) p.input_sum += begin * groups;
+        return p;
     }
 
     void quantize(const KernelTable& table, const void* x, DType dtype, int64_t row) const {
         auto* out = reinterpret_cast<uint8_t*>(values + row * stride);
-        int32_t zero_point;
-        quantize_token(table, x, dtype, inputs, true, out, scale + row, &zero_point);
-        for (int64_t i = 0; i < inputs; ++i) out[i] ^= kSignBit;  // q - 128
+        const TokenParameters p = token_parameters(table, x, dtype, inputs, true);
+        scale[row] = p.scale;
+        if (p.finite)
+            table.quantize(x, dtype, inputs, p.inverse_scale, 0, true, out);
+        else
+            std::memset(out, 0, static_cast<size_t>(inputs));
     }
 
     void split(const KernelTable& table, const void* x, DType dtype, int64_t row) const {
@@ -90,6 +115,7 @@ struct SignedRows {
     int8_t* values;
     float* scale;
     int32_t* sums;
+    float* input_sum = nullptr;
 };
 
 GroupedProduct product_of(const KernelTable& table, const BlobHeader& h, const SignedRows& rows, int64_t count,
@@ -101,6 +127,7 @@ GroupedProduct product_of(const KernelTable& table, const BlobHeader& h, const S
     p.a_stride = rows.stride;
     p.sums = rows.sums;
     p.a_scale = rows.scale;
+    p.input_sum = rows.input_sum;
     p.w = blob + h.panels_offset;
     p.scale = blob + h.scale_offset;
     p.scale_dtype = static_cast<DType>(h.scale_dtype);
@@ -115,6 +142,12 @@ GroupedProduct product_of(const KernelTable& table, const BlobHeader& h, const S
     p.finish = table.epilogue;
     p.epilogue = &epilogue;
     return p;
+}
+
+// How many parts the rows are dealt out in: one, unless there are too few panels to keep all threads busy to the end.
+int64_t row_parts(int64_t rows, int64_t units, int threads) {
+    if (threads == 1 || units >= threads * kTasksPerThread) return 1;
+    return std::max<int64_t>(1, std::min(rows / kRowsPerPart, ceil_div(threads * kTasksPerThread, units)));
 }
 
 Work work_of(const BlobHeader& h, int64_t rows) {
@@ -137,12 +170,12 @@ void run(const char* op, const BlobHeader& blob, const LinearCall& call) {
     const auto product = !is_four_bit(blob) ? kernels.w8a16 : is_16bit(blob) ? kernels.w4a16 : kernels.w4a8;
     const int threads = worthwhile_threads(table, call.threads, work_of(blob, call.rows));
     const int64_t together = kernels.panels, units = ceil_div(blob.panels, together);
-    const int64_t tasks = std::min(units, threads * kTasksPerThread);
+    const int64_t parts = row_parts(call.rows, units, threads), tasks = std::min(units, threads * kTasksPerThread);
     Workspace& workspace = Workspace::local();
     workspace.reset(SignedRows::bytes(blob, call.rows) + Workspace::size(kScratch * static_cast<size_t>(threads)));
     const SignedRows rows(blob, call.rows, workspace);
     auto* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratch) * threads);
-    TaskQueue quantize(call.rows, threads), products(tasks, threads);
+    TaskQueue quantize(call.rows, threads), products(tasks * parts, threads);
     parallel(threads, [&](Team& team) {
         for (int64_t row; quantize.next(team, &row);) rows.prepare(table, call, row);
         team.barrier();
@@ -150,9 +183,11 @@ void run(const char* op, const BlobHeader& blob, const LinearCall& call) {
         p.bytes = scratch + static_cast<int64_t>(kScratch) * team.thread();
         p.c = reinterpret_cast<float*>(p.bytes + kGroupedScratchBytes);
         for (int64_t task; products.next(team, &task);) {
-            p.panel0 = units * task / tasks * together;
-            p.panel1 = std::min(blob.panels, units * (task + 1) / tasks * together);
-            product(p);
+            GroupedProduct part = rows.part(p, call.rows, task % parts, parts);
+            const int64_t unit = task / parts;
+            part.panel0 = units * unit / tasks * together;
+            part.panel1 = std::min(blob.panels, units * (unit + 1) / tasks * together);
+            product(part);
         }
     });
     workspace.trim();

@@ -60,7 +60,8 @@ struct Layer {
     }
 
     float sum(int n, const std::vector<int>& a, float row_scale) const {
-        float total = 0;
+        float total = 0, minima = 0;
+        std::vector<float> parts;
         for (int g = 0; g < groups; ++g) {
             const size_t at = static_cast<size_t>(n * groups + g);
             int exact = 0, inputs = 0;
@@ -68,18 +69,18 @@ struct Layer {
                 exact += (value(n, k) - off(at)) * a[static_cast<size_t>(k)];
                 inputs += a[static_cast<size_t>(k)];
             }
-            const float part = static_cast<float>(exact) * scale[at];
-            total = total + part;
-            if (kind == fc::ZeroKind::minimum) {
-                const float more = static_cast<float>(inputs) * low[at];
-                total = total + more;
-            }
+            parts.push_back(static_cast<float>(exact) * scale[at]);
+            const float more = static_cast<float>(inputs) * low[at];
+            if (kind == fc::ZeroKind::minimum) minima = minima + more;
         }
+        total = minima;
+        for (float part : parts) total = total + part;
         const float scaled = total * row_scale;
         return scaled + bias[static_cast<size_t>(n)];
     }
     float wide_sum(int n, const float* x) const {
-        float total = 0;
+        float total = 0, minima = 0;
+        std::vector<float> parts;
         for (int g = 0; g < groups; ++g) {
             const int begin = g * group, end = std::min(in, begin + group);
             const size_t at = static_cast<size_t>(n * groups + g);
@@ -100,12 +101,13 @@ struct Layer {
                 const float high = static_cast<float>(s[0]) * 256.0f;
                 return high + static_cast<float>(s[1]);
             };
-            const float scaled = joined(sums) * scale[at], part = scaled * step;
-            total = total + part;
-            if (kind != fc::ZeroKind::minimum) continue;
-            const float lowest = joined(inputs) * low[at], more = lowest * step;
-            total = total + more;
+            const float scaled = joined(sums) * scale[at];
+            parts.push_back(scaled * step);
+            const float input_sum = joined(inputs) * step, more = input_sum * low[at];
+            if (kind == fc::ZeroKind::minimum) minima = minima + more;
         }
+        total = minima;
+        for (float part : parts) total = total + part;
         return total + bias[static_cast<size_t>(n)];
     }
 };

@@ -56,26 +56,39 @@ def linear_sums(input: Tensor, c: W4Canonical | W8Canonical) -> Tensor:
         parts = [torch.where(broken, 0.0, rows.to(torch.float64) - 128.0)]
     values = (c.values() if isinstance(c, W4Canonical) else c.weight).to(torch.float64)
     total = torch.zeros(*input.shape[:-1], c.weight_shape[0])
+    minimum = c.weight_min if isinstance(c, W4Canonical) else None
+    sums = [_group_sums(part, c) for part in parts]
+    for g in range(c.groups if minimum is not None else 0):
+        assert minimum is not None
+        of_inputs = _joined([s[..., g : g + 1] for s in sums])
+        total = total + (of_inputs * scales[..., g : g + 1] if sixteen else of_inputs) * minimum[:, g]
     for g in range(c.groups):
-        inputs = slice(g * c.group_size, min((g + 1) * c.group_size, c.in_features))
-        scale, minimum = c.weight_scale[:, g].to(torch.float32), None
-        zero: Tensor | float = 0.0
-        if isinstance(c, W4Canonical):
-            minimum = None if c.weight_min is None else c.weight_min[:, g]
-            zero = 8.0 if c.weight_zero_point is None else c.weight_zero_point[:, g].to(torch.float64)
-            zero = 0.0 if minimum is not None else zero
-        sums = [part[..., inputs].sum(-1, keepdim=True) for part in parts]
-        exact = [part[..., inputs] @ values[:, inputs].t() - s * zero for part, s in zip(parts, sums, strict=True)]
-        per_group = scales[..., g : g + 1] if sixteen else None
-        total = total + _scaled(exact, scale, per_group)
-        if minimum is not None:
-            total = total + _scaled(sums, minimum, per_group)
+        inputs, zero = _inputs(c, g), _zero(c, g)
+        exact = [
+            p[..., inputs] @ values[:, inputs].t() - s[..., g : g + 1] * zero for p, s in zip(parts, sums, strict=True)
+        ]
+        value = _joined(exact) * c.weight_scale[:, g].to(torch.float32)
+        total = total + (value * scales[..., g : g + 1] if sixteen else value)
     return total if sixteen else total * scales.unsqueeze(-1)
 
 
-def _scaled(sums: list[Tensor], factor: Tensor, of_group: Tensor | None) -> Tensor:
-    """Exact sums of rows, or of high and low bytes, as float32 times their factors."""
+def _inputs(c: W4Canonical | W8Canonical, g: int) -> slice:
+    return slice(g * c.group_size, min((g + 1) * c.group_size, c.in_features))
+
+
+def _group_sums(rows: Tensor, c: W4Canonical | W8Canonical) -> Tensor:
+    """Exact sums of each group, ``[..., groups]``."""
+    return torch.stack([rows[..., _inputs(c, g)].sum(-1) for g in range(c.groups)], -1)
+
+
+def _zero(c: W4Canonical | W8Canonical, g: int) -> Tensor | float:
+    """What is taken off the values of a group."""
+    if isinstance(c, W8Canonical) or c.weight_min is not None:
+        return 0.0
+    return 8.0 if c.weight_zero_point is None else c.weight_zero_point[:, g].to(torch.float64)
+
+
+def _joined(sums: list[Tensor]) -> Tensor:
+    """Exact sums of rows, or of high and low bytes, as float32."""
     value = sums[0].to(torch.float32)
-    if of_group is None:
-        return value * factor
-    return (value * 256.0 + sums[1].to(torch.float32)) * factor * of_group
+    return value if len(sums) == 1 else value * 256.0 + sums[1].to(torch.float32)

@@ -70,7 +70,7 @@ def expected(x: Tensor, c: W4Canonical) -> np.ndarray[Any, Any]:
     row_scale = np.maximum(biggest * (f32(1) / f32(127)), f32(2.0**-100)).astype(f32)
     q = np.clip(np.rint(rows * (f32(1) / row_scale)[:, None]), -127, 127).astype(np.int64)
     scale = c.weight_scale.float().numpy()
-    total = np.zeros((len(rows), len(values)), f32)
+    total, terms = np.zeros((len(rows), len(values)), f32), []
     for g in range(c.groups):
         part = slice(g * c.group_size, (g + 1) * c.group_size)
         exact, sums = q[:, part] @ values[:, part].T, q[:, part].sum(-1, keepdims=True)
@@ -78,9 +78,11 @@ def expected(x: Tensor, c: W4Canonical) -> np.ndarray[Any, Any]:
             exact = exact - sums * c.weight_zero_point.numpy().astype(np.int64)[:, g]
         elif c.weight_min is None:
             exact = exact - 8 * sums
-        total = total + exact.astype(f32) * scale[:, g]
+        terms.append(exact.astype(f32) * scale[:, g])
         if c.weight_min is not None:
             total = total + sums.astype(f32) * c.weight_min.numpy()[:, g]
+    for term in terms:
+        total = total + term
     total = total * row_scale[:, None]
     return total if c.bias is None else total + c.bias.numpy()
 

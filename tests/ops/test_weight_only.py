@@ -70,7 +70,7 @@ def oracle(x: Tensor, c: Layer) -> np.ndarray[Any, Any]:
         low = None if c.weight_min is None else c.weight_min.numpy()
         zero += 0 if low is not None else 8
         zero = zero if c.weight_zero_point is None else c.weight_zero_point.long().numpy()
-    total = np.zeros((len(a), c.weight_shape[0]), f)
+    total, terms = np.zeros((len(a), c.weight_shape[0]), f), []
     for g in range(c.groups):
         part = a[:, g * c.group_size : (g + 1) * c.group_size]
         step = np.maximum(np.abs(part).max(1, keepdims=True) * (f(1) / f(32639)), f(2.0**-100))
@@ -80,10 +80,12 @@ def oracle(x: Tensor, c: Layer) -> np.ndarray[Any, Any]:
         assert max(np.abs(high).max(), np.abs(rest).max()) <= 128
         w = codes[:, g * c.group_size : (g + 1) * c.group_size] - zero[:, g : g + 1]
         both = [(s @ w.T).astype(f) for s in (high, rest)]
-        total = total + ((both[0] * f(256) + both[1]) * scale[:, g]) * step
+        terms.append(((both[0] * f(256) + both[1]) * scale[:, g]) * step)
         if low is not None:
             inputs = [s.sum(1, keepdims=True).astype(f) for s in (high, rest)]
-            total = total + ((inputs[0] * f(256) + inputs[1]) * low[:, g]) * step
+            total = total + ((inputs[0] * f(256) + inputs[1]) * step) * low[:, g]
+    for term in terms:
+        total = total + term
     return total if c.bias is None else total + c.bias.numpy()
 
 

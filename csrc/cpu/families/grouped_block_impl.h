@@ -64,7 +64,10 @@ void grouped_block(const GroupedProduct& p, int64_t panel) {
     constexpr int NV = NP * kVectorsPerPanel;
     for (int64_t row0 = 0; row0 < p.rows; row0 += kGroupedBlockRows) {
         const int64_t end = row0 + kGroupedBlockRows < p.rows ? row0 + kGroupedBlockRows : p.rows;
-        clear_sums<NV>(p.c, (end - row0) / rows_each);
+        for_each_tile<rows_each, MR>(row0, end, [&](auto count, int64_t row) {
+            start_sums<rows_each, decltype(count)::value, NV>(p, panel, row,
+                                                              p.c + (row - row0) / rows_each * NV * Vec::width);
+        });
         for (int64_t g = 0, octet = 0; g < p.groups; ++g, octet += p.group_octets) {
             const int64_t last = octet + p.group_octets < p.octets ? octet + p.group_octets : p.octets;
             expand_group<N, NP>(p, panel, octet, last);

@@ -30,7 +30,7 @@ inline Vec::I first_sum(const GroupedProduct& p, int64_t row, int64_t g) {
     return Vec::seti(-p.zero * p.sums[row * p.groups + g]);
 }
 
-// The value of row `row`, of the activations', from its sums: one row, or the high and the low bytes.
+// What a row of activations gives, from the sums of its one row of s8 or of its high and its low bytes.
 template <int rows_each>
 __attribute__((always_inline)) inline Vec::F joined(const Vec::I* sum, int next) {
     if constexpr (rows_each == 1) return Vec::to_float(sum[0]);
@@ -58,23 +58,37 @@ __attribute__((always_inline)) inline void close_group(const GroupedProduct& p, 
             if constexpr (rows_each == 2) part = Vec::mul(part, Vec::set(p.a_scale[(row + m) / 2 * p.groups + g]));
             Vec::store(c, Vec::add(Vec::load(c), part));
         }
-        if (!p.minimum) continue;
-        const Vec::F minimum = Vec::load(p.minimum + at);
-        for (int m = 0; m < MR; m += rows_each) {
-            float* c = sums + (m / rows_each * NV + v) * Vec::width;
-            const int32_t* inputs = p.sums + (row + m) * p.groups + g;
-            const Vec::I both[2] = {Vec::seti(inputs[0]), Vec::seti(rows_each == 2 ? inputs[p.groups] : 0)};
-            Vec::F part = Vec::mul(joined<rows_each>(both, 1), minimum);
-            if constexpr (rows_each == 2) part = Vec::mul(part, Vec::set(p.a_scale[(row + m) / 2 * p.groups + g]));
-            Vec::store(c, Vec::add(Vec::load(c), part));
-        }
     }
 }
 
-// Sets the float sums of `rows` rows to zero.
-template <int NV>
-void clear_sums(float* sums, int64_t rows) {
-    for (int64_t i = 0; i < rows * NV; ++i) Vec::store(sums + i * Vec::width, Vec::set(0.0f));
+// The float sums of a tile before the first group: what minima give, or zero.
+template <int rows_each, int MR, int NV>
+__attribute__((always_inline)) inline void start_sums(const GroupedProduct& p, int64_t panel, int64_t row,
+                                                      float* sums) {
+    constexpr int R = MR / rows_each;
+    Vec::F c[R][NV];
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) c[m][v] = Vec::set(0.0f);
+    const float* const inputs = p.input_sum + row / rows_each * p.groups;
+    for (int64_t g = 0; p.minimum && g < p.groups; ++g) {
+        Vec::F minimum[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            minimum[v] = Vec::load(p.minimum + ((panel + v / kVectorsPerPanel) * p.groups + g) * kPanel +
+                                   v % kVectorsPerPanel * Vec::width);
+#pragma GCC unroll 8
+        for (int m = 0; m < R; ++m) {
+            const Vec::F sum = Vec::set(inputs[m * p.groups + g]);
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) c[m][v] = Vec::add(c[m][v], Vec::mul(sum, minimum[v]));
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) Vec::store(sums + (m * NV + v) * Vec::width, c[m][v]);
 }
 
 // MR rows times one line of four-bit codes: eight inputs.
@@ -128,7 +142,7 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
     const int64_t panel_bytes = p.octets * lines_each * kLineBytes;
     const uint8_t* const w = p.w + panel * panel_bytes;
     const int8_t* const a = p.a + row * p.a_stride;
-    clear_sums<NV>(p.c, MR / rows_each);
+    start_sums<rows_each, MR, NV>(p, panel, row, p.c);
     for (int64_t g = 0, line = 0; g < p.groups; ++g) {
         const int64_t all = p.octets * lines_each, next = line + p.group_octets * lines_each;
         const int64_t end = next < all ? next : all;
@@ -217,6 +231,27 @@ void grouped_panels(const GroupedProduct& p, int64_t panel) {
         grouped_tile<N, bits, rows_each, M, NP * kVectorsPerPanel>(p, panel, row);
         finish_rows<rows_each, NP>(p, panel, row, M);
     });
+}
+
+// GroupedTable::group_sums.
+template <class N>
+void group_sums(const int8_t* values, int64_t count, int64_t quads, int32_t* sums) {
+    constexpr int64_t kBytes = 4 * Vec::width;
+    alignas(64) int32_t of_quads[Vec::width];
+    int64_t left = quads;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; i += kBytes) {
+        Vec::storei(of_quads, N::quad_sums(values + i));
+        const int64_t here = (count - i + 3) / 4 < Vec::width ? (count - i + 3) / 4 : Vec::width;
+        for (int64_t q = 0; q < here; ++q) {
+            sum += of_quads[q];
+            if (--left > 0) continue;
+            *sums++ = sum;
+            sum = 0;
+            left = quads;
+        }
+    }
+    if (left < quads) *sums = sum;
 }
 
 // bits: of a code. rows_each: rows of s8 that make one row of activations, 1 or 2.

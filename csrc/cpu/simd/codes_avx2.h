@@ -22,6 +22,10 @@ struct Codes256Base {
         __builtin_memcpy(&quad, p, 4);
         return _mm256_set1_epi32(quad);
     }
+    static Vec::I quad_sums(const int8_t* p) {
+        const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), values), _mm256_set1_epi16(1));
+    }
     static Vec::I load_bytes(const uint8_t* p) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     }

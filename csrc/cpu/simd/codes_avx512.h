@@ -20,6 +20,10 @@ struct Codes512Base {
         __builtin_memcpy(&quad, p, 4);
         return _mm512_set1_epi32(quad);
     }
+    static Vec::I quad_sums(const int8_t* p) {
+        const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), _mm512_loadu_si512(p));
+        return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    }
     static Vec::I load_bytes(const uint8_t* p) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }

@@ -38,6 +38,12 @@ struct CodesGeneric {
         return acc;
     }
     static Vec::I dot_bytes(Vec::I acc, const Weights& w, const Inputs& a) { return dot(acc, w, a); }
+    // Of each four of 4 * Vec::width values.
+    static Vec::I quad_sums(const int8_t* p) {
+        Vec::I r;
+        for (int l = 0; l < Vec::width; ++l) r.v[l] = p[4 * l] + p[4 * l + 1] + p[4 * l + 2] + p[4 * l + 3];
+        return r;
+    }
     static Vec::I load_bytes(const uint8_t* p) {
         Vec::I r;
         for (int l = 0; l < Vec::width; ++l) r.v[l] = p[l];

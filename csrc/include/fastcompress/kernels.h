@@ -131,11 +131,10 @@ using InterleaveFunction = void (*)(const uint8_t* from, int64_t stride, int64_t
 // Products of weights in groups: rows of s8 activations times the codes of panels [panel0, panel1), in float32. Activations of eight
 // bits are one row each, those of sixteen two: high bytes, low bytes (a = 256 high + low). For row m and channel n
 //
-//     v = 0;  for each group g in order:  S = sum_k (q[n,k] - z[n,g]) a[m,k], of each row exact int32
-//         eight bits:    v = v + float(S) * scale[n,g]
-//                        v = v + float(sum_k a[m,k]) * minimum[n,g]                                            with minima (z = 0)
-//         sixteen bits:  v = v + ((float(S high) * 256 + float(S low)) * scale[n,g]) * a_scale[m,g]
-//                        v = v + ((float(sum_k high) * 256 + float(sum_k low)) * minimum[n,g]) * a_scale[m,g]
+//     v = 0;  with minima (then z = 0), for each group g in order:  v = v + input_sum[m,g] * minimum[n,g]
+//             for each group g in order:  S = sum_k (q[n,k] - z[n,g]) a[m,k], of each row exact int32
+//                 eight bits:    v = v + float(S) * scale[n,g]
+//                 sixteen bits:  v = v + ((float(S high) * 256 + float(S low)) * scale[n,g]) * a_scale[m,g]
 //     eight bits:  v = v * a_scale[m]
 //
 // The float32 operations are these, in this order, on every ISA. The layout is blob.h's; q is the stored code, `zero` is z where it is
@@ -145,6 +144,8 @@ struct GroupedProduct {
     int64_t rows, a_stride;  // rows: of s8
     const int32_t* sums;     // [rows, groups]: of a group's activations
     const float* a_scale;    // [rows], or [rows / 2, groups]
+    const float*
+        input_sum;  // with minima, [rows of activations, groups]: their sum, in 16 bits (256 high + low) a_scale
     const uint8_t* w;
     const void* scale;
     DType scale_dtype;
@@ -169,6 +170,8 @@ struct GroupedTable {
     void (*w4a8)(const GroupedProduct&);
     void (*w4a16)(const GroupedProduct&);
     void (*w8a16)(const GroupedProduct&);
+    // sums[g]: of the values of group g, `quads` fours of them; values are followed by zeros up to a multiple of 64.
+    void (*group_sums)(const int8_t* values, int64_t count, int64_t quads, int32_t* sums);
     const char* name;
     int64_t panels;  // that are multiplied together
 };
