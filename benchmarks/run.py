@@ -39,6 +39,8 @@ SUITES: dict[str, str] = {
     "pruning": "benchmarks.models.pruning",
     "minilm": "benchmarks.models.minilm",
     "efficientnet_lite0": "benchmarks.models.efficientnet_lite0",
+    "smollm2": "benchmarks.models.smollm2",
+    "perplexity": "benchmarks.models.perplexity",
     "peers": "benchmarks.peers.run",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.language_targets import language_targets
 from benchmarks.sparse_targets import sparse_targets
 from benchmarks.target import Target, shape_name
 from benchmarks.w4_targets import w4_targets
@@ -147,6 +148,7 @@ TARGETS: tuple[Target, ...] = (
     *conv_targets(),
     *sparse_targets(),
     *model_targets(),
+    *language_targets(),
 )
 
 

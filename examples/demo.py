@@ -11,6 +11,9 @@
 - A small network on scikit-learn's digits, trained here and then compressed by a full recipe: gradual pruning to 90%
   4x4, distillation and quantization-aware training at once. Its report goes to ``build/demo-report.html``.
 
+- SmolLM2-135M-Instruct, a language model, loaded from its four-bit file: tokens per second and the text itself, dense
+  and with four-bit weights.
+
 The dense time is the best of torch fp32 eager, fp32 compiled and bf16. Exit status 1 when a quantized network agrees
 with its fp32 original less than it has to, or the recipe loses more than two points of accuracy.
 """
@@ -35,6 +38,7 @@ import fastcompress as fc
 from examples.digits import accuracy_on, compress_digits, digits, train_dense
 from examples.real_models import embed, load_efficientnet_lite0, load_minilm, photo_crops, sentences, tokenize
 from examples.schemes import EFFICIENTNET_LITE0, MINILM, MINILM_PRUNING
+from examples.text import print_text, run_text
 from fastcompress.report import BenchmarkResult, BenchmarkRow
 
 __all__ = ["main"]
@@ -241,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for make in (minilm_case, efficientnet_case, sparse_case):
             outcomes.append(run_case(make(quick), quick, progress))
         recipe = run_recipe(quick, progress)
+        written = run_text(quick, progress)
     console.print(results_table(outcomes))
     for seen in outcomes:
         console.print(f"{seen.case.name}, {seen.case.data} into calibration and evaluation", highlight=False)
@@ -248,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"\n{seen.case.name}: what runs in each layer, and why")
         console.print(fc.explain(seen.model, seen.case.example))
     kept = print_recipe(recipe, console)
+    print_text(written, console)
     return 0 if kept and all(seen.agreement.enough for seen in outcomes) else 1
 
 

@@ -7,7 +7,7 @@ tokenizer. Text: the documents of `examples.real_models`, whole, those of one sp
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,15 @@ def gguf_file() -> Path:
 
 
 def _quiet() -> None:
+    from transformers.modeling_gguf_pytorch_utils import tqdm
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if not isinstance(tqdm, partial):  # this bar does not ask whether bars are wanted
+        import transformers.modeling_gguf_pytorch_utils as reader
+
+        reader.tqdm = partial(tqdm, disable=True)
 
 
 @cache

@@ -1,0 +1,99 @@
+"""What weights in groups cost SmolLM2-135M-Instruct: perplexity on real text, by algorithm and group size.
+
+Calibration and evaluation text are the Python language reference and scikit-learn's data set descriptions, split by
+document. Activations are not quantized to eight bits here: the weights are judged (W4A16), every linear but the head.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastcompress as fc
+from benchmarks.harness.suite import Context
+from benchmarks.language_targets import GROUP_SIZES
+from examples.real_models import embed, load_minilm, sentences
+from examples.smollm2 import load_smollm2, perplexity, text_windows
+
+__all__ = ["run"]
+
+_LENGTH = 512
+_CALIBRATION = 64
+_EVALUATION = 24
+_WITH_DATA = ("gptq", "awq")
+
+
+def run(context: Context) -> None:
+    """Measure the ``perplexity`` suite; the whole table goes into the report's details."""
+    logging.getLogger("fastcompress").setLevel(logging.ERROR)  # the head stays float, as the record says
+    with context.part("all-MiniLM-L6-v2, W4A16"):
+        _minilm(context)
+    with context.part("SmolLM2-135M-Instruct, perplexity"):
+        _smollm2(context)
+
+
+def _minilm(context: Context) -> None:
+    model, words = load_minilm()
+    text = sentences("evaluation", 32 if context.quick else 600)
+    expected = embed(model, words, text)
+    compressed = fc.quantize(model, "W4A16", group_size=32)
+    cosine = torch.sum(expected * embed(compressed, words, text), dim=1)
+    note = f"{len(text)} sentences, RTN, minimum {cosine.min():.4f}"
+    context.add("perplexity.minilm", cosine.mean().item(), note=note)
+
+
+def _smollm2(context: Context) -> None:
+    model = load_smollm2()
+    count, judged = (2, 2) if context.quick else (_CALIBRATION, _EVALUATION)
+    calibration = list(text_windows("calibration", count, _LENGTH).split(1))
+    windows = text_windows("evaluation", judged, _LENGTH)
+    dense = perplexity(model, windows)
+    rows = context.report.details.setdefault("perplexity", [])
+    rows.append({"scheme": "fp32", "group": "", "algorithm": "", "perplexity": dense, "seconds": 0.0})
+    context.say(f"  fp32: {dense:.3f} on {windows.numel()} tokens")
+
+    def judge(scheme: str, size: int, algorithm: str) -> float:
+        value, seconds = _judged(model, windows, calibration, scheme, size, algorithm)
+        row: dict[str, Any] = {"scheme": scheme, "group": size, "algorithm": algorithm}
+        rows.append({**row, "perplexity": value, "seconds": round(seconds, 1)})
+        context.say(f"  {scheme} group {size} {algorithm}: {value:.3f} ({value / dense - 1:+.2%}), {seconds:.0f} s")
+        if algorithm == "gptq" and size == max(GROUP_SIZES):
+            context.add("perplexity.gptq.minutes", seconds / 60.0, note=f"{count}×{_LENGTH} tokens")
+        return value
+
+    eight = judge("W8A16", -1, "rtn")
+    context.add("perplexity.W8A16", eight / dense, note=f"{eight:.3f}, original {dense:.3f}")
+    for size in GROUP_SIZES:
+        found = {algorithm: judge("W4A16", size, algorithm) for algorithm in ("rtn", "hqq", "gptq", "awq")}
+        for algorithm in ("hqq", "gptq", "awq"):
+            note = f"{found[algorithm]:.3f}, RTN {found['rtn']:.3f}, original {dense:.3f}"
+            context.add(f"perplexity.{algorithm}.{size}", found[algorithm] / found["rtn"], note=note)
+        if size == min(GROUP_SIZES):
+            best = min(found, key=lambda algorithm: found[algorithm])
+            context.add("perplexity.best.32", found[best] / dense, note=f"{best}: {found[best]:.3f}")
+
+
+def _judged(
+    model: nn.Module, windows: Tensor, calibration: list[Tensor], scheme: str, size: int, algorithm: str
+) -> tuple[float, float]:
+    """Perplexity of the quantized model, and the seconds that quantizing it took."""
+    start = time.perf_counter()
+    with torch.inference_mode(False), torch.no_grad():
+        compressed = fc.quantize(
+            model,
+            scheme,
+            calibration if algorithm in _WITH_DATA else None,
+            algorithm=algorithm,
+            group_size=size,
+            progress=True,
+        )
+    seconds = time.perf_counter() - start
+    value = perplexity(compressed, windows)
+    del compressed
+    gc.collect()
+    return value, seconds
