@@ -44,8 +44,8 @@ def load_pretrained(
     Args:
         path: the directory, or the file.
         dtype: of activations and float weights; by default what ``config.json`` says, float32 for GGUF.
-        input_mode: of four-bit layers: ``"dynamic_16bit"`` (W4A16) or ``"dynamic_symmetric"`` (W4A8: int8 by token, fast
-            with many tokens); None keeps what the checkpoint says.
+        input_mode: of four-bit layers: ``"dynamic_16bit"`` (W4A16) or ``"dynamic_symmetric"`` (W4A8: int8 by token,
+            fast with many tokens); None keeps what the checkpoint says.
         device: where the model goes.
 
     Returns:
