@@ -37,6 +37,7 @@ class QuantEmbedding(GroupQuantized):
     """
 
     replaces = "nn.Embedding"
+    has_epilogue = False
     operator = torch.ops.fastcompress.embedding_packed.default
     bound = operator._op
 
@@ -48,7 +49,7 @@ class QuantEmbedding(GroupQuantized):
             raise ValueError(
                 f"{type(self).__name__}: `padding_idx` must be a row, -{rows} to {rows - 1}, got {padding_idx}"
             )
-        self.padding_idx = padding_idx
+        self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings  # as torch counts
 
     def _adopt(self, c: Any) -> None:
         if c.bias is not None or c.activation != "none":
@@ -152,4 +153,4 @@ class QuantEmbedding(GroupQuantized):
         return f"{size}, weight_bits={self.weight_bits}, group_size={self.group_size}, dtype={self._dtype}"
 
     def _constants(self, input: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.run: rows have no epilogue; call the layer")
