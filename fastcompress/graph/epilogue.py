@@ -25,11 +25,11 @@ _MAKERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchN
 
 
 def layer_of(model: fx.GraphModule, node: Any) -> PackedLayer | None:
-    """The compressed layer that a node calls, if it calls one on one tensor."""
+    """The compressed layer with an epilogue that a node calls, if it calls one on one tensor."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.args) != 1:
         return None
     layer = model.get_submodule(str(node.target))
-    return layer if isinstance(layer, PackedLayer) and not layer.reordered else None
+    return layer if isinstance(layer, PackedLayer) and layer.has_epilogue and not layer.reordered else None
 
 
 def remove_idle(model: fx.GraphModule) -> None:

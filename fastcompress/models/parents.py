@@ -122,5 +122,5 @@ def tied_problems(
                 problems[module] = f"its weight is tied to {owner}, which stays float"
             else:
                 rest = ", ".join(candidates[m] for _, m in group if m is not module)
-                notes[module] = f"shared its parameters with {rest}; each has its own int8 weights now"
+                notes[module] = f"shared its parameters with {rest}; each has its own quantized weights now"
     return problems, notes

@@ -34,6 +34,9 @@ class PackedLayer(nn.Module):
     #: Whether the channels are stored in another order than the layer takes and gives them (`ReorderedLayer`).
     reordered = False
 
+    #: Whether the operator takes a residual, an activation and other outputs, for whole-model plans.
+    has_epilogue: ClassVar[bool] = True
+
     #: The classes of the canonical form.
     canonical_classes: ClassVar[tuple[type[Canonical], ...]]
 

@@ -26,7 +26,7 @@ class QuantEmbedding(GroupQuantized):
 
     Raises:
         TypeError: in ``forward``, for indices of another dtype.
-        ValueError: in ``forward``, for an index out of range.
+        ValueError: in ``forward``, for an index out of range or another device.
 
     Example:
         >>> layer = QuantEmbedding.from_float(torch.nn.Embedding(1000, 64), weight_bits=8, group_size=32)
@@ -37,13 +37,27 @@ class QuantEmbedding(GroupQuantized):
     """
 
     replaces = "nn.Embedding"
+    has_epilogue = False
     operator = torch.ops.fastcompress.embedding_packed.default
     bound = operator._op
 
     def __init__(self, c: Canonical, *, dtype: torch.dtype | None = None, padding_idx: int | None = None) -> None:
         super().__init__(c, dtype)
         self.num_embeddings, self.embedding_dim = c.weight_shape
-        self.padding_idx = padding_idx
+        if padding_idx is not None and not -self.num_embeddings <= padding_idx < self.num_embeddings:
+            rows = self.num_embeddings
+            raise ValueError(
+                f"{type(self).__name__}: `padding_idx` must be a row, -{rows} to {rows - 1}, got {padding_idx}"
+            )
+        self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings  # as torch counts
+
+    def _adopt(self, c: Any) -> None:
+        if c.bias is not None or c.activation != "none":
+            raise ValueError(
+                f"{type(self).__name__}: rows have no `bias` and no `activation`, the canonical layer has "
+                f"{'a bias' if c.bias is not None else repr(c.activation)}; leave it out"
+            )
+        super()._adopt(c)
 
     @classmethod
     def from_canonical(cls, c: Canonical, *, dtype: torch.dtype | None = None, padding_idx: int | None = None) -> Self:
@@ -54,7 +68,7 @@ class QuantEmbedding(GroupQuantized):
             padding_idx: kept for whoever asks; gradients do not exist here.
 
         Raises:
-            TypeError, ValueError: see ``fastcompress.ops.pack``.
+            TypeError, ValueError: see ``fastcompress.ops.pack``; a bias or an activation, `padding_idx` out of range.
         """
         return cls(c, dtype=dtype, padding_idx=padding_idx)
 
@@ -85,7 +99,10 @@ class QuantEmbedding(GroupQuantized):
                 f"{type(module).__name__}"
             )
         if module.max_norm is not None:
-            raise ValueError(f"{cls.__name__}.from_float: `module` has max_norm, which changes weights when it runs")
+            raise ValueError(
+                f"{cls.__name__}.from_float: `module` has max_norm, which changes weights when it runs; set it to None "
+                "or keep the nn.Embedding"
+            )
         c = round_to_nearest(
             module.weight, group_size, bits=weight_bits, scale_dtype=scale_dtype, input_mode="dynamic_16bit"
         )
@@ -121,6 +138,10 @@ class QuantEmbedding(GroupQuantized):
         if not isinstance(input, Tensor) or input.dtype not in (torch.int32, torch.int64):
             got = input.dtype if isinstance(input, Tensor) else type(input).__name__
             raise TypeError(f"{name}: `input` must be an int32 or int64 tensor of indices, got {got}")
+        if input.device != self.packed.device:
+            raise ValueError(
+                f"{name}: `input` is on device {input.device}, the layer on {self.packed.device}; move one of them"
+            )
         if input.numel() and not bool(((input >= 0) & (input < self.num_embeddings)).all()):
             wrong = input[(input < 0) | (input >= self.num_embeddings)][0].item()
             raise ValueError(f"{name}: index {wrong} is out of range, the layer has {self.num_embeddings} rows")
@@ -132,4 +153,4 @@ class QuantEmbedding(GroupQuantized):
         return f"{size}, weight_bits={self.weight_bits}, group_size={self.group_size}, dtype={self._dtype}"
 
     def _constants(self, input: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.run: rows have no epilogue; call the layer")

@@ -45,7 +45,7 @@ def round_to_nearest(
         The layer: `W4Canonical` or `W8Canonical`.
 
     Raises:
-        TypeError: not floating point, or another dtype of scales.
+        TypeError: not floating point, another dtype of scales, or groups of no whole number.
         ValueError: not ``[out, in]``, NaN or infinity, or an argument out of range.
 
     Source: Frantar et al. 2023, "GPTQ", section 2 (round-to-nearest, RTN; arXiv 2210.17323).
@@ -83,9 +83,11 @@ def _grouped(weight: Tensor, group_size: int | None, bits: int, symmetric: bool,
     if scale_dtype not in SCALE_DTYPES:
         raise TypeError(f"round_to_nearest: `scale_dtype` must be one of {SCALE_DTYPES}, got {scale_dtype}")
     if bits not in (4, 8):
-        raise ValueError(f"round_to_nearest: `bits` must be 4 or 8, got {bits!r}")
+        raise ValueError(f"round_to_nearest: `bits` (weight_bits of a layer) must be 4 or 8, got {bits!r}")
     if bits == 8 and not symmetric:
         raise ValueError("round_to_nearest: `symmetric` must be True for 8 bits; zero points are for 4 bits")
+    if group_size is not None and type(group_size) is not int:
+        raise TypeError(f"round_to_nearest: `group_size` must be an integer or None, got {group_size!r}")
     out, inputs = weight.shape
     size = inputs if group_size is None else min(group_size, inputs)
     if size < 1 or (size % 8 and size != inputs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ def checked_options(config: QuantConfig) -> GroupwiseOptions:
     """The algorithm's settings.
 
     Raises:
+        TypeError: ``checkpoint_dir`` is no path.
         ValueError: an unknown name, or a value out of range.
     """
     allowed = [field.name for field in dataclasses.fields(GroupwiseOptions)]
@@ -32,6 +34,11 @@ def checked_options(config: QuantConfig) -> GroupwiseOptions:
             raise ValueError(
                 f"QuantConfig: algorithm_options has no {name!r}; there are {', '.join([*allowed, _CHECKPOINTS])}"
             )
+    checkpoints = config.algorithm_options.get(_CHECKPOINTS)
+    if checkpoints is not None and not isinstance(checkpoints, str | os.PathLike):
+        raise TypeError(
+            f"QuantConfig: {_CHECKPOINTS} in algorithm_options must be None or a directory's path, got {checkpoints!r}"
+        )
     return GroupwiseOptions(**given)
 
 

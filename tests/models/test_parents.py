@@ -126,7 +126,7 @@ def test_two_layers_that_share_a_parameter_are_both_quantized() -> None:
     q = fc.quantize(model, "W8A8", [torch.randn(4, 8)], only_if_faster=False)
     assert isinstance(q[0], QuantLinear)
     assert isinstance(q[1], QuantLinear)
-    assert "shared its parameters with 1; each has its own int8 weights now" in q._fastcompress_record["0"].reason
+    assert "shared its parameters with 1; each has its own quantized weights now" in q._fastcompress_record["0"].reason
 
 
 class SharedModule(nn.Module):
