@@ -79,6 +79,18 @@ def test_activations_of_w4a8_are_rounded_by_the_row(dtype: torch.dtype) -> None:
     assert quantizer(x) is x
 
 
+def test_activations_are_multiplied_by_the_reciprocal() -> None:
+    """Values close to half a step, where a division would round some of them to the other side."""
+    generator = torch.Generator().manual_seed(0)
+    peak = torch.rand(200, 1, generator=generator) + 0.5
+    halves = torch.randint(-126, 126, (200, INPUTS - 1), generator=generator) + 0.5
+    x = torch.cat([peak, halves * (peak / 127)], dim=1)
+    expected = rounded_rows(x)
+    scale = np.abs(x.numpy()).max(axis=1, keepdims=True) * (np.float32(1) / np.float32(127))
+    assert (np.rint(x.numpy() / scale) * scale != expected).sum() > 20
+    assert np.array_equal(fc.prepare(nn.Linear(INPUTS, 4), "W4A8").input_fake_quant(x).numpy(), expected)
+
+
 def test_activations_of_w4a16_stay() -> None:
     model = fc.prepare(group_net(), "W4A16")
     assert not [name for name in model.state_dict() if "input_fake_quant" in name]

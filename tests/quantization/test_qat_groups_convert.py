@@ -246,18 +246,39 @@ def test_training_recovers_what_rounding_costs(scheme: str, method: str) -> None
     assert found > (dense + rounded) / 2  # more than half of it is back
 
 
-def test_a_recipe_with_four_bits() -> None:
-    batches = [(tokens(i), torch.arange(24) % 8) for i in range(4)]
-    stage = fc.recipes.QAT("W4A16", start=0.5, freeze_at=1.5, group_size=8, scale_dtype="float32")
-    assert stage.config == QATConfig("W4A16", group_size=8, scale_dtype="float32")
-    result = fc.compress(
+def recipe_run(stage: fc.recipes.QAT, **options: Any) -> Any:
+    return fc.compress(
         group_net(),
         [stage],
-        train_data=batches,
+        train_data=[(tokens(i), torch.arange(24) % 8) for i in range(4)],
         epochs=2,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+        **options,
     )
-    layer: Any = result.model[0]
+
+
+def test_a_recipe_with_four_bits(tmp_path: Path) -> None:
+    stage = fc.recipes.QAT("W4A16", start=0.5, freeze_at=1.5, group_size=8, scale_dtype="float32")
+    assert stage.config == QATConfig("W4A16", group_size=8, scale_dtype="float32")
+    result = recipe_run(stage)
+    layer = result.model[0]
     assert type(layer) is GroupQuantLinear
     assert (layer.group_size, layer.canonical().weight_scale.dtype) == (8, torch.float32)
     assert torch.equal(layer.canonical().dequantize(), result.trained[0].weight)
+    file = tmp_path / "recipe.yaml"
+    file.write_text("epochs: 2\nstages:\n  - qat: {scheme: W4A16, group_size: 8, scale_dtype: float32, start: 0.5}\n")
+    (read,) = fc.recipes.load_recipe(file).stages
+    assert read == fc.recipes.QAT("W4A16", start=0.5, group_size=8, scale_dtype="float32")
+
+
+def test_a_budget_gives_four_bits_back() -> None:
+    def rounding_layers(model: nn.Module) -> float:
+        found = [m for m in model.modules() if isinstance(m, GroupQuantLinear)]
+        return -float(len(found) + sum(groups_of(m).mode != "off" for m in fake_quantized(model).values()))
+
+    result = recipe_run(fc.recipes.QAT("W4A16", group_size=8), eval_fn=rounding_layers, max_drop=0.5)
+    assert {(g.layer, g.what, g.before, g.after) for g in result.given_up} == {
+        ("0", "int4", "int4", "float"),
+        ("2", "int4", "int4", "float"),
+    }
+    assert [type(m) for m in result.model] == [nn.Linear, nn.ReLU, nn.Linear]
