@@ -114,12 +114,13 @@ def convert(
     progress: bool | None = None,
     timer: Timer | None = None,
 ) -> nn.Module:
-    """Finish what a model carries from `prepare` and `prune`: int8 and block-sparse layers where those are faster.
+    """Finish what a model carries from `prepare` and `prune`: quantized and block-sparse layers where those are faster.
 
     A layer with fake quantization becomes a `QuantLinear` or `QuantConv2d` (block-sparse if it is masked and that is
-    faster still) with exactly the integers, scales and zero points that training simulated. The BatchNorm that was
-    folded there is folded here; with ``example_inputs``, activations that follow are fused. A layer that is not faster
-    in int8 loses its fake quantization, and if it is masked it is treated as any masked layer.
+    faster still), or a `GroupQuantLinear` (``"W4A8"``, ``"W4A16"``), with exactly the integers, scales and zero points
+    that training simulated. The BatchNorm that was folded there is folded here; with ``example_inputs``, activations
+    that follow are fused. A layer that is not faster quantized loses its fake quantization, and if it is masked it is
+    treated as any masked layer; ``"W4A16"`` layers are always replaced, for they are smaller.
 
     A masked linear or convolution (float32 or bfloat16, without groups) becomes a `SparseLinear` or `SparseConv2d`, cut
     into the coarsest blocks that its zeros fit: 16x1, 4x1 or 1x1 (16x2 in bfloat16), whatever the mask's pattern. Every
@@ -131,8 +132,8 @@ def convert(
         targets: convert only these: module names, ``"re:…"`` patterns that match a whole name, or classes. A container
             stands for all layers inside. Others keep their masks and fake quantization.
         ignore: leave these as they are; the same notation, stronger than ``targets``.
-        only_if_faster: measure each distinct layer and keep the dense one where int8 or block-sparse is not faster on
-            this machine (default True). False: int8 and block-sparse wherever that is possible.
+        only_if_faster: measure each distinct layer and keep the dense one where quantized or block-sparse is not faster
+            on this machine (default True). False: quantized and block-sparse wherever that is possible.
         example_inputs: one batch like those of real use (a tensor is ``model(x)``, a dict ``model(**x)``, a tuple or
             list its first element): layers are measured at its shapes. Without it a linear is measured at 1 and 128
             tokens; a convolution with fake quantization becomes int8 unmeasured, and a masked one is decided by the

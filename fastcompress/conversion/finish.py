@@ -29,12 +29,12 @@ def finish_model(
 
     Returns:
         The model (another object only where the model itself is a single layer), what became of each layer, and what
-        was converted: ``"W8A8"``, ``"sparse"``, both, or nothing.
+        was converted: schemes such as ``"W8A8"``, ``"sparse"``, several, or nothing.
     """
     places = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    model, trained = convert_trained(model, config, timer, example, forward_fn, progress)
+    model, trained, schemes = convert_trained(model, config, timer, example, forward_fn, progress)
     model, pruned = convert_model(model, config, timer, example, forward_fn, progress)
-    parts = tuple(part for part, found in (("W8A8", trained), ("sparse", pruned)) if found)
+    parts = (*schemes, "sparse") if pruned else schemes
     earlier = {decision.name: decision for decision in trained}
     later = {decision.name: decision for decision in pruned}
     for name in earlier.keys() & later.keys():

@@ -1,4 +1,4 @@
-"""Finishing quantization-aware training: layers with fake quantization become int8 layers with the same integers."""
+"""Finishing quantization-aware training: layers with fake quantization become layers with the same integers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from fastcompress.models.targets import Candidate, Wording, module_names, unwant
 from fastcompress.nn import PackedLayer
 from fastcompress.nn.mask import foreign_parametrizations
 from fastcompress.quantization.fake_layer import take_off, weight_quantizer
-from fastcompress.quantization.fixed import FixedScales
+from fastcompress.quantization.fixed import FixedScales, scheme_of
 from fastcompress.quantization.plan import Source
 from fastcompress.quantization.ptq import quantize_model
 from fastcompress.record import LayerDecision
+from fastcompress.schemes import SCHEMES
 
 from .convert import ConvertConfig
 
@@ -33,15 +34,15 @@ def convert_trained(
     example: Any = None,
     forward_fn: ForwardFn | None = None,
     progress: bool | None = None,
-) -> tuple[nn.Module, list[LayerDecision]]:
-    """Make the layers of ``model`` that have fake quantization int8, in place, and say what became of each.
+) -> tuple[nn.Module, list[LayerDecision], tuple[str, ...]]:
+    """Make quantized layers of those in ``model`` that have fake quantization, in place; say what became of each.
 
-    A layer that does not become int8 loses its fake quantization and keeps its float weight and its mask. An exception
+    A layer that is not quantized loses its fake quantization and keeps its float weight and its mask. An exception
     leaves ``model`` half changed: the caller puts it back together (`undone_on_error`).
 
     Returns:
-        The model (another object only where the model itself is a single layer) and the decisions; no decisions where
-        there is no fake quantization.
+        The model (another object only where the model itself is a single layer), the decisions, and the schemes of the
+        prepared layers, each once; neither decisions nor schemes where there is no fake quantization.
 
     Raises:
         ValueError: a target that matches nothing, no layer whose inputs were ever seen, or a layer that cannot be taken
@@ -54,7 +55,7 @@ def convert_trained(
     ]
     prepared = [candidate for candidate in everything if weight_quantizer(candidate.module) is not None]
     if not prepared:
-        return model, []
+        return model, [], ()
     left_out = unwanted(model, everything, config, _WORDING)
     decisions = {
         c.name: LayerDecision(c.name, c.kind, "kept", f"{left_out[c.name]}; it keeps its fake quantization")
@@ -62,13 +63,16 @@ def convert_trained(
         if c.name in left_out
     }
     chosen = [candidate for candidate in prepared if candidate.name not in left_out]
-    if chosen:
-        fixed = _take_over(chosen)
-        settings = QuantConfig("W8A8", only_if_faster=config.only_if_faster)
-        source = Source(None, example, forward_fn, progress, "convert")
-        model, made = quantize_model(model, settings, source, timer, fixed)
-        decisions |= {decision.name: _told(decision, example is not None) for decision in made}
-    return model, list(decisions.values())
+    schemes = dict.fromkeys(scheme_of(candidate.module) for candidate in prepared)
+    fixed = _take_over(chosen) if chosen else {}
+    for scheme in schemes:
+        own = {layer: scales for layer, scales in fixed.items() if scales.scheme == scheme}
+        if own:
+            settings = QuantConfig(scheme, only_if_faster=config.only_if_faster)
+            source = Source(None, example, forward_fn, progress, "convert")
+            model, made = quantize_model(model, settings, source, timer, own)
+            decisions |= {decision.name: _told(decision, scheme, example is not None) for decision in made}
+    return model, list(decisions.values()), tuple(schemes)
 
 
 def _take_over(chosen: list[Candidate]) -> dict[nn.Module, FixedScales]:
@@ -85,7 +89,7 @@ def _take_over(chosen: list[Candidate]) -> dict[nn.Module, FixedScales]:
         fixed[module] = FixedScales.of(module)
         device = fixed[module].weight.device
         if device.type != "cpu":
-            raise ValueError(f"{what} is on {device}; the int8 kernels run on the CPU, call model.cpu() first")
+            raise ValueError(f"{what} is on {device}; the kernels run on the CPU, call model.cpu() first")
     if all(scales.problem is not None for scales in fixed.values()):
         first = chosen[0]
         raise ValueError(
@@ -98,12 +102,13 @@ def _take_over(chosen: list[Candidate]) -> dict[nn.Module, FixedScales]:
     return fixed
 
 
-def _told(decision: LayerDecision, measured_at_examples: bool) -> LayerDecision:
+def _told(decision: LayerDecision, scheme: str, measured_at_examples: bool) -> LayerDecision:
     reason = decision.reason
     if decision.action in ("kept", "skipped"):
         reason += "; it lost its fake quantization and stays float"
     elif decision.action == "quantized":
         reason += "; with the scales it was trained with"
-        if decision.quantized_seconds is None and not measured_at_examples:
+        measurable = not SCHEMES[scheme].weight_only
+        if measurable and decision.quantized_seconds is None and not measured_at_examples:
             reason += " (example_inputs would allow a measurement)"
     return replace(decision, reason=reason)

@@ -2,11 +2,13 @@
 
 from .bias_correction import ChannelMean, corrected_bias, expected_output_shift
 from .equalize import absorb_high_bias, equalize, is_positively_homogeneous
+from .fake_dynamic import DynamicInputFakeQuantize
 from .fake_input import InputFakeQuantize
 from .fake_layer import fake_quantized
 from .fake_quantize import fake_quantize
 from .fake_state import freeze_batchnorm, freeze_observers, set_fake_quant
 from .fake_weight import WeightFakeQuantize
+from .fake_weight_groups import GroupWeightFakeQuantize
 from .fold import fold_batchnorm
 from .observers import OBSERVERS, Observer, make_observer
 from .prepare import prepare
@@ -18,6 +20,8 @@ __all__ = [
     "OBSERVERS",
     "ChannelAbsMax",
     "ChannelMean",
+    "DynamicInputFakeQuantize",
+    "GroupWeightFakeQuantize",
     "InputFakeQuantize",
     "Observer",
     "QATConfig",

@@ -34,6 +34,7 @@ class _FakeQuantize(torch.autograd.Function):
         low: float,
         high: float,
         nan_is_zero: bool,
+        passes: bool,
     ) -> Tensor:
         rounded = torch.round(_steps(x, scale, zero_point is not None))
         if zero_point is None:
@@ -47,14 +48,16 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, zero_point, step, step_factor, low, high, _ = inputs
+        x, scale, zero_point, step, step_factor, low, high, _, passes = inputs
         ctx.save_for_backward(x, scale, zero_point, step_factor)
-        ctx.low, ctx.high, ctx.learns = low, high, step is not None
+        ctx.low, ctx.high, ctx.learns, ctx.passes = low, high, step is not None, passes
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, scale, zero_point, step_factor = ctx.saved_tensors
+        if ctx.passes:
+            return grad, *[None] * 8
         steps = _steps(x, scale, zero_point is not None)
         zero = 0.0 if zero_point is None else zero_point.to(torch.float32)
         rounded = torch.round(steps)
@@ -67,7 +70,7 @@ class _FakeQuantize(torch.autograd.Function):
             products = grad.to(torch.float32) * slope
             summed = products.flatten(1).sum(dim=1) if scale.dim() else products.sum()
             grad_step = summed * step_factor
-        return grad_x, None, None, grad_step, None, None, None, None
+        return grad_x, None, None, grad_step, *[None] * 5
 
 
 def fake_quantize(
@@ -80,6 +83,7 @@ def fake_quantize(
     step: Tensor | None = None,
     step_factor: Tensor | None = None,
     nan_is_zero: bool = False,
+    passes: bool = False,
 ) -> Tensor:
     """Round ``x`` to the values that an int8 layer can hold, and pass gradients through the rounding.
 
@@ -100,10 +104,12 @@ def fake_quantize(
         x: float tensor of any shape; the result has its shape and dtype.
         scale: float32 ``[]``, or ``[out]`` for one per entry of dimension 0; positive.
         zero_point: int32 ``[]``, or None for a symmetric weight.
-        low, high: the integers that there are: 0 and 255, or -127 and 127.
+        low, high: the integers that there are: 0 and 255, -127 and 127, or -8 and 7.
         step: parameter of the scale's shape that receives the scale's gradient; its value is not used.
         step_factor: float32, broadcasts against ``scale``; needed with ``step``.
         nan_is_zero: NaN becomes real 0, as in the kernels; otherwise it is passed on.
+        passes: ``dy/dx = 1`` outside too, for scales that follow ``x`` so that nothing lies further outside than a
+            rounding. (Not with ``step``.)
 
     Example:
         >>> fake_quantize(torch.tensor([[0.26, 3.0]]), torch.tensor([0.5]), None, -2, 2)
@@ -113,7 +119,8 @@ def fake_quantize(
     1308.3432, 2013) for straight-through; Esser et al., "Learned Step Size Quantization" (ICLR 2020), eq. 1 to 3, for
     the scale; Bhalgat et al., "LSQ+" (CVPR workshops 2020), §3, for a zero point.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, step, step_factor, float(low), float(high), nan_is_zero)
+    ends = float(low), float(high)
+    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, step, step_factor, *ends, nan_is_zero, passes)
     return result
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import cast
 
 from torch import nn
 
 from fastcompress.models.choices import check_choice
 
 from .fake_input import InputFakeQuantize
-from .fake_layer import INPUT_NAME, fake_quantized, float_weight, weight_quantizer
+from .fake_layer import InputQuantizer, fake_quantized, float_weight, input_quantizer, weight_quantizer
 from .fake_quantizer import STATES
 from .fake_weight import WeightFakeQuantize
 
@@ -29,7 +28,8 @@ def set_fake_quant(model: nn.Module, state: str) -> None:
         state: ``"off"``: the float model. ``"observe"``: it still computes as a float model, observers watch the inputs
             (in training mode). ``"train"``: weights and inputs are rounded; observers or learned scales go on learning.
             ``"frozen"``: rounded with the scales and zero points of now, which no longer change. A layer whose inputs
-            were never seen keeps them unrounded when frozen, which is logged.
+            were never seen keeps them unrounded when frozen, which is logged. (Inputs of four-bit layers are never
+            rounded, or by the row, where there is nothing to see before.)
 
     Raises:
         TypeError: ``model`` is no module or ``state`` no string.
@@ -49,7 +49,8 @@ def set_fake_quant(model: nn.Module, state: str) -> None:
     for layer in layers.values():
         weight, input = _quantizers(layer)
         weight.set_mode(state, float_weight(layer))
-        input.set_mode(state)
+        if input is not None:
+            input.set_mode(state)
 
 
 def freeze_observers(model: nn.Module) -> None:
@@ -89,15 +90,19 @@ def _layers(model: nn.Module, function: str) -> dict[str, nn.Module]:
     return layers
 
 
-def _quantizers(layer: nn.Module) -> tuple[WeightFakeQuantize, InputFakeQuantize]:
+def _quantizers(layer: nn.Module) -> tuple[WeightFakeQuantize, InputQuantizer | None]:
     weight = weight_quantizer(layer)
     assert weight is not None
-    return weight, cast(InputFakeQuantize, getattr(layer, INPUT_NAME))
+    return weight, input_quantizer(layer)
 
 
 def _check_seen(layers: dict[str, nn.Module]) -> None:
-    unseen = [name for name, layer in layers.items() if not _quantizers(layer)[1].observed]
-    if len(unseen) == len(layers):
+    unseen = [
+        name
+        for name, layer in layers.items()
+        if isinstance(found := input_quantizer(layer), InputFakeQuantize) and not found.observed
+    ]
+    if unseen and len(unseen) == len(layers):
         raise ValueError(
             "set_fake_quant: state 'frozen' fixes the input ranges, but no layer has seen an input; train in state "
             "'observe' or 'train' first, or pass calibration_data to prepare"

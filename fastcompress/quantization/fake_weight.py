@@ -15,7 +15,7 @@ from .fake_quantizer import FakeQuantizer
 from .qat_config import QATConfig
 from .qparams import TINY
 
-__all__ = ["WeightFakeQuantize"]
+__all__ = ["WeightFakeQuantize", "start_scales"]
 
 
 class WeightFakeQuantize(FakeQuantizer, WeightTransform):
@@ -31,6 +31,8 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
     the gradient (its two occurrences cancel, but for the rounding). A channel whose ``|g|`` is below 2^-100, as with
     ``gamma = 0``, is rounded as if ``g`` were 1: its int8 weight is 0, but ``gamma`` still gets a gradient.
 
+    `GroupWeightFakeQuantize` has other scales and integers; what is said here about the BatchNorm holds for it too.
+
     Besides `FakeQuantizer`'s, its ``state_dict`` holds ``norm_frozen`` (bool ``[]``), see `freeze_batchnorm`.
 
     Source: Jacob et al. (CVPR 2018), §3.2; Krishnamoorthi, "Quantizing deep convolutional networks for efficient
@@ -40,7 +42,8 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
     norm_frozen: Tensor
 
     def __init__(self, config: QATConfig, weight: Tensor, norm: nn.Module | None) -> None:
-        super().__init__((weight.shape[0],), config.method == "lsq", config.step_init, weight.device)
+        shape = self._scale_shape(config, weight)
+        super().__init__(shape, config.method == "lsq", config.step_init, weight.device)
         self.register_buffer("norm_frozen", torch.zeros((), dtype=torch.bool, device=weight.device))
         self.holds_norm = False
         # In a tuple, so that it does not become a part of this module, under a second name.
@@ -56,15 +59,7 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
             return attach(weight, self.step)
         folded, factor = self._folded(weight)
         learning = self.step is not None and self.mode == "train"
-        rounded = fake_quantize(
-            folded,
-            self._scale_of(folded),
-            None,
-            -127,
-            127,
-            step=self.step if learning else None,
-            step_factor=self._step_factor(weight) if learning else None,
-        )
+        rounded = self._rounded(folded, self._scale_of(folded), learning)
         if factor is not None:
             rounded = rounded / factor
         return attach(rounded.to(weight.dtype), None if learning else self.step)
@@ -75,10 +70,10 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
             folded, _ = self._folded(weight.detach())
             if self.step is None:
                 if mode == "frozen" and self.mode != "frozen":
-                    self.scale.copy_(_absmax_scale(folded))
+                    self.scale.copy_(self._range_scale(folded))
                     self.known = True
             elif mode in ("train", "frozen") and not self.known:
-                self._start_step(_start(folded, self.step_init))
+                self._start_step(self._first_scale(folded))
         self._set_mode(mode)
 
     def quantized_from(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +83,7 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
             weight: unfolded, with its zeros.
 
         Returns:
-            float32, the shape of ``weight``; float32 ``[out]``.
+            float32, the shape of ``weight``; float32, the shape of ``scale``.
         """
         with torch.no_grad():
             folded, _ = self._folded(weight.detach())
@@ -103,10 +98,28 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
         if self.mode == "frozen":
             return self.scale
         if self.step is None:
-            return _absmax_scale(folded)
+            return self._range_scale(folded)
         if self.known:
             return self.learned_scale() if self.mode == "train" else self.scale
-        return _start(folded, self.step_init)
+        return self._first_scale(folded)
+
+    @staticmethod
+    def _scale_shape(config: QATConfig, weight: Tensor) -> tuple[int, ...]:
+        return (weight.shape[0],)
+
+    def _rounded(self, folded: Tensor, scale: Tensor, learning: bool) -> Tensor:
+        """``folded`` (float32) on its grid; while ``learning``, ``step`` gets a gradient."""
+        step, factor = (self.step, self._step_factor(folded)) if learning else (None, None)
+        return fake_quantize(folded, scale, None, -127, 127, step=step, step_factor=factor)
+
+    def _range_scale(self, folded: Tensor) -> Tensor:
+        """The scales that just cover the weights: `weight_scales`, without its checks, which wait for the device."""
+        return folded.detach().flatten(1).abs().amax(dim=1).clamp(min=TINY) / 127.0
+
+    def _first_scale(self, folded: Tensor) -> Tensor:
+        """Where learned scales start."""
+        covering = self._range_scale(folded) if self.step_init == "minmax" else None
+        return start_scales(folded.detach().flatten(1), covering, 127)
 
     def _factor(self) -> Tensor | None:
         """``g``, float32 ``[out]``; rounded once, like that of `fold_batchnorm`."""
@@ -128,10 +141,10 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
         factor = torch.where(factor.abs() < TINY, 1.0, factor).reshape(-1, *[1] * (weight.dim() - 1))
         return wide * factor, factor
 
-    def _step_factor(self, weight: Tensor) -> Tensor:
-        """1 / sqrt(N * Q_P) with N the weights of one channel, over the unit."""
+    def _step_factor(self, folded: Tensor) -> Tensor:
+        """1 / sqrt(N * Q_P) with N the weights that share a scale, over the unit."""
         assert self.unit is not None
-        return 1.0 / (math.sqrt(weight[0].numel() * 127) * self.unit)
+        return 1.0 / (math.sqrt(folded[0].numel() * 127) * self.unit)
 
     def hold_norm(self) -> None:
         """Keep the norm with its running statistics, in training mode too."""
@@ -145,24 +158,21 @@ class WeightFakeQuantize(FakeQuantizer, WeightTransform):
         self.holds_norm = bool(self.norm_frozen)
 
 
-def _absmax_scale(weight: Tensor) -> Tensor:
-    """`weight_scales` by minmax, without its checks, which would wait for the device in every step."""
-    return weight.detach().flatten(1).abs().amax(dim=1).clamp(min=TINY) / 127.0
+def start_scales(rows: Tensor, covering: Tensor | None, largest: int) -> Tensor:
+    """Where learned scales of ``rows [scales, weights]`` start, float32 ``[scales]``.
 
+    By LSQ at 2 * mean|w| / sqrt(Q_P). The mean leaves zeros out, or a mask would make the range too small. A row of
+    zeros, which has no scale of its own, gets the mean of the others.
 
-def _start(weight: Tensor, step_init: str) -> Tensor:
-    """Where the learned scales of a weight start, float32 ``[out]``.
-
-    By ``"lsq"`` at 2 * mean|w| / sqrt(Q_P) per channel. The mean leaves zeros out, or a mask would make the range too
-    small. A channel of zeros, which has no scale of its own, gets the mean of the others.
+    Args:
+        covering: what to start from in place of that.
+        largest: Q_P, the largest integer.
     """
-    rows = weight.detach().flatten(1)
     count = (rows != 0).sum(dim=1)
-    if step_init == "minmax":
-        start = _absmax_scale(weight)
-    else:
-        start = 2.0 * rows.abs().sum(dim=1) / count.clamp(min=1) / math.sqrt(127)
+    start = covering
+    if start is None:
+        start = 2.0 * rows.abs().sum(dim=1) / count.clamp(min=1) / math.sqrt(largest)
     alive = count > 0
     others = torch.where(alive, start, 0.0).sum() / alive.sum().clamp(min=1)
-    others = torch.where(alive.any(), others, 1.0 / 127)
+    others = torch.where(alive.any(), others, 1.0 / largest)
     return torch.where(alive, start, others).clamp(min=TINY)

@@ -1,35 +1,51 @@
-"""Scales that are settled before a layer becomes int8: those that quantization-aware training simulated."""
+"""Scales that are settled before a layer is quantized: those that quantization-aware training simulated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from .fake_input import InputFakeQuantize
-from .fake_layer import INPUT_NAME, float_weight, weight_quantizer
+from fastcompress.ops import W4Canonical, W8Canonical
+from fastcompress.ops.checks import check_weight
 
-__all__ = ["FixedScales"]
+from .fake_input import InputFakeQuantize
+from .fake_layer import float_weight, input_quantizer, weight_quantizer
+from .fake_weight_groups import GroupWeightFakeQuantize
+from .groupwise.grid import GroupGrid, GroupParams, Quantized, from_groups, rounded, to_groups
+
+__all__ = ["FixedScales", "scheme_of"]
+
+
+def scheme_of(layer: nn.Module) -> str:
+    """The scheme that the fake quantization on ``layer`` simulates."""
+    if not isinstance(weight_quantizer(layer), GroupWeightFakeQuantize):
+        return "W8A8"
+    return "W4A16" if input_quantizer(layer) is None else "W4A8"
 
 
 @dataclass(frozen=True, eq=False)
 class FixedScales:
-    """What one int8 layer is made from.
+    """What one quantized layer is made from.
 
     Attributes:
+        scheme: ``"W8A8"``, ``"W4A8"`` or ``"W4A16"``.
         weight: float32, what is rounded: with a mask's zeros, and with the BatchNorm folded in.
-        weight_scale: float32 ``[out]``.
-        input_scale, input_zero_point: of the u8 activations.
+        weight_scale: float32 ``[out]``, or ``[out, groups]`` with a grid.
         norm: the BatchNorm that is folded in, or None.
-        problem: why there is no int8 layer after all: its inputs were never seen; or None.
+        input_scale, input_zero_point: of the u8 activations of W8A8.
+        grid: what weights in groups are rounded to; None for W8A8.
+        problem: why there is no quantized layer after all: its inputs were never seen; or None.
     """
 
+    scheme: str
     weight: Tensor
     weight_scale: Tensor
-    input_scale: float
-    input_zero_point: int
     norm: nn.Module | None
+    input_scale: float = 1.0
+    input_zero_point: int = 0
+    grid: GroupGrid | None = None
     problem: str | None = None
 
     @classmethod
@@ -39,7 +55,10 @@ class FixedScales:
         assert quantizer is not None
         quantizer.refresh()
         weight, weight_scale = quantizer.quantized_from(float_weight(layer))
-        input = cast(InputFakeQuantize, getattr(layer, INPUT_NAME))
+        input = input_quantizer(layer)
+        if isinstance(quantizer, GroupWeightFakeQuantize):
+            return cls(scheme_of(layer), weight, weight_scale, quantizer.norm, grid=quantizer.grid)
+        assert isinstance(input, InputFakeQuantize)
         input.refresh()
         scale, zero_point = input.qparams()
         problem = None
@@ -49,4 +68,18 @@ class FixedScales:
             problem = "its learned scales never started: it was observed, but not trained, with fake quantization"
         elif input.step is None and input.is_degenerate:
             problem = "its inputs held nothing but 0 (or NaN and infinity) in training, so they have no range"
-        return cls(weight, weight_scale, float(scale), int(zero_point), quantizer.norm, problem)
+        return cls("W8A8", weight, weight_scale, quantizer.norm, float(scale), int(zero_point), problem=problem)
+
+    def in_groups(self, bias: Tensor | None) -> W4Canonical | W8Canonical:
+        """The layer with weights in groups, and with ``bias``.
+
+        Raises:
+            ValueError: the weight holds NaN or infinity.
+        """
+        assert self.grid is not None
+        weight = check_weight("convert", self.weight)
+        inputs = weight.shape[1]
+        params = GroupParams(self.weight_scale, torch.full_like(self.weight_scale, self.grid.middle))
+        groups = to_groups(weight.contiguous(), self.grid.size(inputs))
+        values = from_groups(rounded(groups, params, self.grid), inputs)
+        return Quantized(values, params, self.grid).canonical(bias)

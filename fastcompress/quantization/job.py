@@ -50,7 +50,7 @@ class Job:
         block, orders: of the int8 layer, if it is block-sparse; None for the dense one.
         layer: the float layer with BatchNorm folded in and, later, equalized or smoothed weights; a copy.
         input_divisor: per input channel, what equalization or smoothing divides the input by; None for nothing.
-        fixed: the scales that the int8 layer must have; None where they are found.
+        fixed: the scales that the quantized layer must have; None where they are found.
         weights: what the algorithm of a scheme with groups found; None where each is rounded to the nearest.
         observer, mean, absmax: watch the (divided) input during calibration.
     """
@@ -133,7 +133,8 @@ class Job:
         assert layer is not None
         if config.kind.grouped:
             assert isinstance(layer, nn.Linear)
-            return grouped_layer(layer, config, self.fusion.activation, self.weights)
+            weights = self.weights if self.fixed is None else self.fixed.in_groups(layer.bias)
+            return grouped_layer(layer, config, self.fusion.activation, weights).to(self.plain.weight.dtype)
         scale, zero_point = 1.0, 0
         if self.observer is not None:
             scale, zero_point = self.observer.qparams(symmetric=config.symmetric_activations)

@@ -1,4 +1,4 @@
-"""`prepare`: fake quantization on a model's layers, for training that ends in int8."""
+"""`prepare`: fake quantization on a model's layers, for training that ends in eight or four bits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastcompress.models.targets import Candidate, Target, Wording, module_names
 from fastcompress.nn.parametrization import WeightTransform, weight_steps
 
 from .candidates import find_candidates
+from .fake_choice import make_input_quantizer, make_weight_quantizer
 from .fake_input import InputFakeQuantize
-from .fake_layer import put_on, take_off, weight_quantizer
+from .fake_layer import InputQuantizer, put_on, take_off, weight_quantizer
 from .fake_quantizer import STATES
 from .fake_state import set_fake_quant
-from .fake_weight import WeightFakeQuantize
 from .fuse import foldable_norm
 from .plan import tracked_modules
 from .qat_config import QATConfig
@@ -62,12 +62,16 @@ def prepare(
     inplace: bool = False,
     progress: bool | None = None,
 ) -> nn.Module:
-    """Put fake quantization on a model's linears and convolutions, so that it can be trained to be good in int8.
+    """Put fake quantization on a model's linears and convolutions, to train it to be good in int8 or in four bits.
 
     Modules and parameters stay what they are. A layer gets two additions: a parametrization ``WeightFakeQuantize`` on
     its weight (the last one, after a mask) and a submodule ``input_fake_quant`` that a forward pre-hook calls. They
-    compute in float exactly the values that the int8 layer will compute with, and pass gradients through the rounding.
-    Train the model as always, then call `fastcompress.convert`.
+    compute in float exactly the values that the quantized layer will compute with, and pass gradients through the
+    rounding. Train the model as always, then call `fastcompress.convert`.
+
+    ``"W8A8"`` takes linears and convolutions, ``"W4A8"`` and ``"W4A16"`` linears only. With ``"W4A8"`` each row of an
+    input is rounded with a scale of its own and needs no range; with ``"W4A16"`` inputs are not rounded, and there is
+    no ``input_fake_quant``. Layers of one model may have different schemes: call this once for each, with ``targets``.
 
     With ``example_inputs`` or ``calibration_data`` the model is run once, in eval mode, to see which BatchNorm follows
     which layer; a weight is then quantized with its norm folded in, and `convert` folds it. Without, no norm is folded,
@@ -75,11 +79,11 @@ def prepare(
 
     Args:
         model: any model, masked or not, on any device; it is run, not traced.
-        config: ``"W8A8"``, or a `QATConfig` with every option.
+        config: ``"W8A8"``, ``"W4A8"``, ``"W4A16"``, or a `QATConfig` with every option.
         example_inputs: one batch: a tensor is ``model(x)``, a dict ``model(**x)``, a tuple or list its first element.
-        calibration_data: iterable of such batches. Input ranges and learned scales start from the mean of their ranges;
-            without it they start from the first batch in training. In a distributed run every process must call
-            ``prepare``, with equally many batches.
+        calibration_data: iterable of such batches. Input ranges and learned scales of inputs (``"W8A8"``) start from
+            the mean of their ranges; without it they start from the first batch in training. In a distributed run every
+            process must call ``prepare``, with equally many batches.
         targets: prepare only these: module names, ``"re:…"`` patterns that match a whole name, or classes. A container
             stands for all layers inside.
         ignore: leave these as they are; the same notation, stronger than ``targets``.
@@ -110,13 +114,13 @@ def prepare(
     if forward_fn is not None and not callable(forward_fn):
         raise TypeError(f"prepare: forward_fn must be callable as forward_fn(model, batch), got {forward_fn!r:.80}")
     check_choice("prepare", "state", state, STATES)
-    if state == "frozen" and calibration_data is None:
-        raise ValueError("prepare: state 'frozen' needs calibration_data, from which the scales that it fixes come")
     settings = _configure(config, targets, ignore)
+    if state == "frozen" and calibration_data is None and settings.kind.input_mode == "static":
+        raise ValueError("prepare: state 'frozen' needs calibration_data, from which the scales that it fixes come")
     batches = None if calibration_data is None else as_batches(calibration_data, function="prepare")
     work = copied(model, "prepare", inplace)
     chosen, reasons = _select(work, settings, batches is not None or example_inputs is not None)
-    inputs = {c.name: InputFakeQuantize(settings, _weight(c.module).device) for c in chosen}
+    inputs = {c.name: make_input_quantizer(settings, _weight(c.module).device) for c in chosen}
     with evaluating(work):
         seen = _run(work, chosen, inputs, batches, example_inputs, forward_fn, progress)
         reasons |= _unfit(work, chosen, seen)
@@ -157,6 +161,8 @@ def _select(model: nn.Module, config: QATConfig, runs: bool) -> tuple[list[Candi
         problem = parents.get(module) or layer_problem(module, any_device=True)
         if problem is None and not isinstance(module, (nn.Linear, nn.Conv2d)):
             problem = f"fake quantization knows nn.Linear and nn.Conv2d, not {candidate.kind}"
+        if problem is None and config.kind.grouped and not isinstance(module, nn.Linear):
+            problem = f"{config.scheme} quantizes linear layers only"
         if problem is None and any(isinstance(step, WeightTransform) for step in weight_steps(module)):
             problem = "its weight is transformed already"
         if problem is not None:
@@ -170,7 +176,7 @@ def _select(model: nn.Module, config: QATConfig, runs: bool) -> tuple[list[Candi
 def _run(
     model: nn.Module,
     chosen: list[Candidate],
-    inputs: Mapping[str, InputFakeQuantize],
+    inputs: Mapping[str, InputQuantizer | None],
     batches: Iterable[Any] | None,
     example: Any,
     forward_fn: ForwardFn | None,
@@ -187,9 +193,10 @@ def _run(
     def listen(name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
         if name not in inputs:
             return
-        if calibrating[0] and x.numel():
+        quantizer = inputs[name]
+        if calibrating[0] and x.numel() and isinstance(quantizer, InputFakeQuantize):
             counts[name] += 1
-            inputs[name].observe(x, 1.0 / counts[name])  # the mean of all batches
+            quantizer.observe(x, 1.0 / counts[name])  # the mean of all batches
         kept = examples.setdefault(name, [])
         if name in own_forward and len(kept) < _MAX_EXAMPLES and all(x.shape != seen.shape for seen, _ in kept):
             kept.append((x.detach().clone(), output.detach().clone()))
@@ -242,7 +249,7 @@ def _adapter_problem(candidate: Candidate, seen: _Seen) -> str | None:
 def _attach(
     model: nn.Module,
     chosen: list[Candidate],
-    inputs: Mapping[str, InputFakeQuantize],
+    inputs: Mapping[str, InputQuantizer | None],
     config: QATConfig,
     flow: Flow | None,
     state: str,
@@ -256,7 +263,7 @@ def _attach(
             norm = None
             if flow is not None and config.fold_batchnorm:
                 norm = foldable_norm(candidate.name, layer, modules, flow)
-            weight = WeightFakeQuantize(config, _weight(layer), None if norm is None else modules[norm])
+            weight = make_weight_quantizer(config, _weight(layer), None if norm is None else modules[norm])
             done.append(layer)
             put_on(layer, weight, inputs[candidate.name])
         set_fake_quant(nn.ModuleList(done), state)

@@ -22,7 +22,7 @@ class GivenUp:
 
     Attributes:
         layer: its name.
-        what: ``"int8"`` or ``"sparsity"``.
+        what: ``"int8"``, ``"int4"`` or ``"sparsity"``.
         before, after: what the layer was to have, and has now, in words.
         score: of the whole model after this.
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastcompress.pruning import mask_of, masked, prune, pruning_of, relax_mask
 from fastcompress.quantization import fake_quantized, set_fake_quant
 from fastcompress.quantization.fake_layer import take_off
+from fastcompress.quantization.fixed import scheme_of
 
 from .checkpoint import Checkpoints
 from .history import History
@@ -83,8 +84,8 @@ def within_budget(
         if cast(float, result.drop) <= max_drop:
             return result
         layer = result.trained.get_submodule(name)
-        if what == "int8":
-            before, after = "int8", "float"
+        if what != "sparsity":
+            before, after = what, "float"
             take_off(layer)
         else:
             old = masked_fraction(layer)
@@ -107,9 +108,10 @@ def masked_fraction(layer: nn.Module) -> float:
 
 
 def _order(result: CompressionResult, retraining: Retraining) -> Iterator[tuple[str, str]]:
-    """What to relax next: layer and ``"int8"`` or ``"sparsity"``; the trained model changes between two."""
+    """What to relax next: layer and ``"int8"``, ``"int4"`` or ``"sparsity"``; the trained model changes between two."""
     eval_fn = cast(Any, retraining.settings.eval_fn)
-    yield from ((name, "int8") for name in _by_rounding_cost(result.trained, eval_fn))
+    for name in _by_rounding_cost(result.trained, eval_fn):
+        yield name, "int8" if scheme_of(result.trained.get_submodule(name)) == "W8A8" else "int4"
     for name in _by_pruning_cost(result, eval_fn):
         while masked_fraction(result.trained.get_submodule(name)) > 0.0:
             yield name, "sparsity"

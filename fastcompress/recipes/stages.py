@@ -139,11 +139,11 @@ class Pruning(Stage):
 
 @dataclass(frozen=True)
 class QAT(Stage):
-    """Train with fake quantization, so that the model ends in int8 kernels.
+    """Train with fake quantization, so that the model ends in int8 or four-bit kernels.
 
     Attributes:
-        scheme, method, targets, ignore, symmetric_activations, observer_momentum, fold_batchnorm, step_init: see
-            `fastcompress.QATConfig`.
+        scheme, method, targets, ignore, symmetric_activations, observer_momentum, fold_batchnorm, step_init,
+            group_size, scale_dtype: see `fastcompress.QATConfig`.
         start: the epoch from which on weights and activations are rounded.
         freeze_at: the epoch from which on scales and the folded BatchNorms' statistics stay as they are; None: three
             quarters of the way from ``start`` to the end.
@@ -167,6 +167,8 @@ class QAT(Stage):
     observer_momentum: float = 0.01
     fold_batchnorm: bool = True
     step_init: str = "lsq"
+    group_size: int | None = None
+    scale_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         check_time("QAT", "start", self.start)
@@ -190,6 +192,8 @@ class QAT(Stage):
             self.observer_momentum,
             self.fold_batchnorm,
             self.step_init,
+            self.group_size,
+            self.scale_dtype,
         )
 
     def freezes_at(self, epochs: float) -> float:

@@ -111,7 +111,11 @@ def test_targets_and_ignore() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ({"config": "W8A9"}, ValueError, "QATConfig: scheme 'W8A9' is unknown; valid are 'W8A8'; did you mean 'W8A8'"),
+        (
+            {"config": "W8A9"},
+            ValueError,
+            "QATConfig: scheme 'W8A9' is unknown; valid are 'W8A8', 'W4A8', 'W4A16'; did you",
+        ),
         ({"config": 8}, TypeError, "prepare: config must be a scheme such as 'W8A8' or a QATConfig, got 8"),
         ({"state": "on"}, ValueError, "prepare: state 'on' is unknown; valid are 'off', 'observe', 'train', 'frozen'"),
         ({"state": "frozen"}, ValueError, "prepare: state 'frozen' needs calibration_data"),
