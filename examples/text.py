@@ -1,4 +1,4 @@
-"""The text-generation section of the demo: a language model, dense and with four-bit weights, writing the same answer."""
+"""The demo's text-generation section: a language model, dense and with four-bit weights, writing the same answer."""
 
 from __future__ import annotations
 
