@@ -45,8 +45,7 @@ class QuantConfig:
             ``"awq"`` (calibration data).
         algorithm_options: fields of `fastcompress.quantization.groupwise.GroupwiseOptions`, and ``checkpoint_dir``, a
             directory where ``"gptq"`` and ``"awq"`` keep finished blocks and go on after an interruption.
-        group_size: inputs that share a scale, a multiple of 8; -1 is the whole row. None: 128 for four bits, the whole
-            row for eight.
+        group_size: inputs that share a scale, a multiple of 8; -1 is the whole row, None is 128.
         symmetric_weights: weights in groups lie around zero; False (four bits only): each group has a zero point.
         scale_dtype: what scales of groups are stored as: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         embedding_bits: 4 or 8 quantizes embeddings too, in such groups, and the output heads that share their weight;

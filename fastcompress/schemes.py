@@ -40,7 +40,7 @@ SCHEMES: dict[str, Scheme] = {
     "W8A8-dynamic": Scheme("dynamic"),
     "W4A8": Scheme("dynamic_symmetric", 4, 128),
     "W4A16": Scheme("dynamic_16bit", 4, 128),
-    "W8A16": Scheme("dynamic_16bit", 8, -1),
+    "W8A16": Scheme("dynamic_16bit", 8, 128),
 }
 
 #: How weights in groups are found: round-to-nearest; half-quadratic; by the layer's error on calibration data.
