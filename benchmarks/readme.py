@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness.results import markdown, quality_table
+from benchmarks.language_tables import perplexity_table
 from benchmarks.training import summary
 from benchmarks.training.text import summary as text_summary
 
 __all__ = ["fill", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = ROOT / "benchmarks" / "results" / "training"
+RESULTS = ROOT / "benchmarks" / "results"
+TRAINING = RESULTS / "training"
 
 
 def fill(readme: str, name: str, table: str) -> str:
@@ -26,11 +28,24 @@ def fill(readme: str, name: str, table: str) -> str:
     return f"{before}{start}\n{table.strip()}\n{end}{rest.split(end)[1]}"
 
 
+def _four_bits(readme: str) -> str:
+    """Fill in the tables about four-bit weights, as far as they were measured."""
+    speed, quality = RESULTS / "four-bit.json", RESULTS / "perplexity.json"
+    if speed.exists():
+        document = json.loads(speed.read_text(encoding="utf-8"))
+        readme = fill(readme, "four_bit", markdown(document["rows"], document["machine"]))
+    if quality.exists():
+        document = json.loads(quality.read_text(encoding="utf-8"))
+        rows = markdown(document["rows"], document["machine"])
+        readme = fill(readme, "perplexity", f"{perplexity_table(document['details'])}\n{rows}")
+    return readme
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill README.md, or with ``--check`` only say whether it is up to date (exit status 1 when it is not)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "latest.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "latest.json")
     options = parser.parse_args(argv)
     document = json.loads(options.results.read_text(encoding="utf-8"))
     if document["quick"]:
@@ -40,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = path.read_text(encoding="utf-8")
     after = fill(before, "results", markdown(document["rows"], document["machine"]))
     after = fill(after, "pruning", quality_table(document["details"]))
+    after = _four_bits(after)
     for name, markdown_of in (("fashion_mnist", summary.markdown), ("django_languages", text_summary.markdown)):
         trained = TRAINING / f"{name}.json"
         if trained.exists():
