@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 1 << 20;  // quantized image (or gathered matrix) of a chunk: fits L2
 constexpr int64_t kDepthwiseCost = 4;
-constexpr double kUnpackByteNs = 0.03;          // of one core, per byte of an unpacked panel
+constexpr double kUnpackByteNs = 0.02;          // of one core, per byte of an unpacked panel
 constexpr int64_t kDepthwisePixels = 8;         // the kernel's largest tile
 constexpr int64_t kDepthwiseScratch = 1 << 13;  // accumulators of one run of pixels: fits L1
 
