@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,19 @@ from torch import nn
 from fastcompress.errors import CheckpointError
 from fastcompress.formats import load, save
 from fastcompress.nn import QuantConv2d
-from tests.formats.models import Snapshot, edit_header, edit_manifest, edit_tensor, read_manifest, tensor_path
+from tests.formats.models import (
+    Snapshot,
+    edit_header,
+    edit_manifest,
+    edit_tensor,
+    joined,
+    read_manifest,
+    replace_tensor_file,
+    split,
+    tensor_path,
+    write_manifest,
+)
+from tests.formats.test_fuzz import attempt, mutate_tree, mutate_values
 
 
 def make_float(seed: int = 0) -> nn.Sequential:
@@ -100,3 +113,43 @@ def test_any_word_is_a_weight(saved: Path) -> None:
     edit_tensor(saved, "2.weight_packed", torch.full((9, 2), -1, dtype=torch.int32))
     loaded: Any = load(saved, make_float(1))
     assert torch.equal(loaded[2].canonical().weight, torch.full((9, 12, 1, 1), 7, dtype=torch.int8))
+
+
+def test_random_changes_behind_valid_checksums(saved: Path) -> None:
+    """Each file loads as it says, but for bits behind a row's last input, or is refused."""
+    manifest, data = read_manifest(saved), tensor_path(saved).read_bytes()
+    rng = random.Random(11)
+    given = make_float(3)
+    before = Snapshot(given)
+    outcomes = {True: 0, False: 0}
+    for turn in range(400):
+        header, tensors = split(data)
+        write_manifest(saved, manifest)
+        if turn % 4 == 0:
+            tensors = mutate_values(rng, tensors)
+        elif turn % 4 == 1:
+            mutate_tree(rng, header)
+        replace_tensor_file(saved, joined(header, tensors))
+        if turn % 4 > 1:
+            body = read_manifest(saved)
+            mutate_tree(rng, body["modules"] if turn % 4 == 2 else layers(body)[str(rng.randrange(3))])
+            write_manifest(saved, body)
+        loaded: Any = attempt(saved, given)
+        outcomes[loaded is not None] += 1
+        if loaded is not None:
+            stored = load_file(tensor_path(saved))
+            assert torch.equal(
+                values(loaded.state_dict()["0.weight_packed"], 27), values(stored["0.weight_packed"], 27)
+            )
+            assert torch.equal(
+                values(loaded.state_dict()["2.weight_packed"], 12), values(stored["2.weight_packed"], 12)
+            )
+    before.assert_unchanged(given)
+    assert outcomes[True] > 50
+    assert outcomes[False] > 100
+
+
+def values(words: torch.Tensor, inputs: int) -> torch.Tensor:
+    """The nibbles of each row."""
+    bytes_ = words.contiguous().view(torch.uint8)
+    return torch.stack([bytes_ & 15, bytes_ >> 4], dim=-1).flatten(1)[:, :inputs]
