@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcompress.nn import QuantConv2d, SparseQuantConv2d
-from fastcompress.ops import W8A8Canonical, info, pack, reference_layout, unpack
+from fastcompress.ops import W8A8Canonical, chain_program, info, pack, reference_layout, unpack
 from fastcompress.ops.arithmetic import quantize_weight
 from fastcompress.ops.canonical_conv4 import pack_conv_weight, unpack_conv_weight
 from fastcompress.ops.chain_program import ChainStep, pack_chain
@@ -228,3 +228,14 @@ def test_layers_refuse() -> None:
 def test_a_chain_takes_eight_bits_only() -> None:
     with pytest.raises(ValueError, match="step 0: `packed` holds weights of 4 bits, expected 8"):
         pack_chain([ChainStep(pack(_c()))])
+
+
+def test_a_forged_chain_with_four_bits_is_refused(monkeypatch: pytest.MonkeyPatch, native: Any) -> None:
+    """The kernel checks for itself: a chain's calls would read panels of eight bits behind those of four."""
+    monkeypatch.setattr(chain_program, "_check_step", lambda index, step: None)
+    x = torch.zeros(1, 2, 5, 5, dtype=torch.uint8)
+    run = torch.ops.fastcompress.conv2d_chain
+    program = pack_chain([ChainStep(pack(replace(_c(), weight_bits=8)))])
+    assert run(x, program, 6, [-2, 1], [-2, 1], torch.float32).shape == (1, 6, 3, 3)
+    with pytest.raises(RuntimeError, match="a layer in it is no int8 convolution"):
+        run(x, pack_chain([ChainStep(pack(_c()))]), 6, [-2, 1], [-2, 1], torch.float32)
