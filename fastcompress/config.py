@@ -48,6 +48,8 @@ class QuantConfig:
         group_size: inputs that share a scale, a multiple of 8; -1 is the whole row, None is 128.
         symmetric_weights: weights in groups lie around zero; False (four bits only): each group has a zero point.
         scale_dtype: what scales of groups are stored as: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        conv_bits: of convolutions' weights (``"W8A8"`` only): 8, or 4, which halves them again; the arithmetic stays
+            int8. Depthwise and block-sparse convolutions keep eight.
         embedding_bits: 4 or 8 quantizes embeddings too, in such groups, and the output heads that share their weight;
             None leaves both. Schemes with groups only.
 
@@ -76,6 +78,7 @@ class QuantConfig:
     symmetric_weights: bool = True
     scale_dtype: str = "bfloat16"
     embedding_bits: int | None = None
+    conv_bits: int = 8
 
     def __post_init__(self) -> None:
         check_choice("QuantConfig", "scheme", self.scheme, SCHEMES)
@@ -97,6 +100,7 @@ class QuantConfig:
                 raise TypeError(f"QuantConfig: {name} must be True or False, got {value!r:.80}")
         self._check_smoothquant()
         self._check_groups()
+        self._check_conv_bits()
         if self.observer_options and self.input_mode != "static":
             raise ValueError(
                 f"QuantConfig: observer_options belong to static activations, scheme is {self.scheme!r}; leave them out"
@@ -146,6 +150,15 @@ class QuantConfig:
         if not math.isfinite(self.smoothquant) or not 0.0 <= self.smoothquant <= 1.0:
             raise ValueError(f"QuantConfig: smoothquant must lie in [0, 1], got {self.smoothquant!r}")
         object.__setattr__(self, "smoothquant", float(self.smoothquant))
+
+    def _check_conv_bits(self) -> None:
+        if isinstance(self.conv_bits, bool) or self.conv_bits not in (4, 8):
+            raise ValueError(f"QuantConfig: conv_bits must be 4 or 8, got {self.conv_bits!r:.80}")
+        if self.conv_bits != 8 and self.input_mode != "static":
+            raise ValueError(
+                f"QuantConfig: conv_bits={self.conv_bits} belongs to scheme 'W8A8', which quantizes convolutions; "
+                f"scheme is {self.scheme!r}; leave it out"
+            )
 
     def _check_groups(self) -> None:
         check_choice("QuantConfig", "algorithm", self.algorithm, ALGORITHMS)

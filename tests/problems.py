@@ -24,12 +24,14 @@ __all__ = [
     "OUT_DTYPES",
     "RESIDUALS",
     "ConvProblem",
+    "FourBitConv",
     "LinearProblem",
     "QuantizeProblem",
     "conv_problem",
     "fill_inputs",
     "fill_weights",
     "float_values",
+    "four_bit_conv_problem",
     "linear_problem",
     "quantize_problem",
     "random_scale",
@@ -161,6 +163,11 @@ class ConvProblem(_Common):
 
 
 @dataclass(frozen=True)
+class FourBitConv(ConvProblem):
+    """A convolution whose weights are stored in four bits; never depthwise."""
+
+
+@dataclass(frozen=True)
 class QuantizeProblem:
     """One call of quantize_per_tensor (``symmetric`` None) or quantize_per_token."""
 
@@ -259,6 +266,15 @@ def conv_problem(index: int) -> ConvProblem:
     )
 
 
+def four_bit_conv_problem(index: int) -> FourBitConv:
+    """Four-bit convolution number ``index``: those of `conv_problem` that are not depthwise."""
+    p = conv_problem(index // 4 * 5 + (0, 1, 2, 4)[index % 4])
+    values = {f.name: getattr(p, f.name) for f in fields(p)} | {"index": index}
+    if p.groups == p.channels == p.out_channels > 1:
+        values["out_channels"] *= 2
+    return FourBitConv(**values)
+
+
 def quantize_problem(index: int) -> QuantizeProblem:
     """Quantization problem number ``index``; even numbers are per tensor, odd ones per token."""
     rng = np.random.default_rng([13, index])
@@ -297,5 +313,7 @@ def fill_weights(
     weight = _weights(rng, shape, p.extreme)
     spread = np.exp(rng.uniform(np.log(0.3), np.log(6.0), size=shape[0]))
     weight_scale = (spread / (75.0 * 75.0 * np.sqrt(k) * x_scale)).astype(np.float32)
+    if isinstance(p, FourBitConv):  # -128 .. 127 to -8 .. 7, corners to corners
+        weight, weight_scale = weight >> 4, weight_scale * np.float32(16)
     bias = rng.standard_normal(shape[0], dtype=np.float32) if p.has_bias else None
     return weight, weight_scale, bias

@@ -102,7 +102,7 @@ py::array_t<T> zeros(int64_t rows, int64_t columns) {
 py::dict unpack_groups(const char* op, const py::object& packed, int bits) {
     const Buffer blob = input(packed, {DType::u8}, op, "packed");
     const BlobHeader& h = open_any(blob);
-    if (h.value_bits != bits)
+    if (!is_grouped(h) || h.value_bits != bits)
         throw py::value_error(std::string(op) + ": the packed weights are not " + std::to_string(bits) +
                               "-bit ones in groups");
     const int64_t out = h.out_channels, groups = group_count(h);

@@ -75,6 +75,8 @@ py::array packed(const LayerSpec& spec) {
 
 namespace {
 
+int weight_bits(const BlobHeader& h) { return h.value_bits ? h.value_bits : 8; }
+
 std::vector<py::ssize_t> weight_shape(const BlobHeader& h) {
     std::vector<py::ssize_t> shape{h.out_channels, h.in_channels};
     if (h.weight_rank == 4) shape.insert(shape.end(), {h.kernel_h, h.kernel_w});
@@ -82,7 +84,7 @@ std::vector<py::ssize_t> weight_shape(const BlobHeader& h) {
 }
 
 py::array pack(const py::object& weight, const py::object& weight_scale, const py::object& bias, int input_mode,
-               float input_scale, int input_zero_point, int activation, int64_t groups) {
+               float input_scale, int input_zero_point, int activation, int64_t groups, int weight_bits) {
     const char* op = "pack_w8a8";
     const Buffer w = input(weight, {DType::s8}, op, "weight");
     if (w.rank() != 2 && w.rank() != 4) bad_shape(op, "weight", w, "[out, in] or [out, in/groups, kh, kw]");
@@ -95,6 +97,7 @@ py::array pack(const py::object& weight, const py::object& weight_scale, const p
     spec.in_channels = w.dim(1);
     spec.groups = groups;
     spec.weight_rank = static_cast<int32_t>(w.rank());
+    spec.weight_bits = weight_bits;
     if (w.rank() == 4) {
         spec.kernel_h = w.dim(2);
         spec.kernel_w = w.dim(3);
@@ -211,6 +214,7 @@ py::dict unpack(const py::object& packed) {
     d["weight"] = weight;
     add_parameters(h, d);
     d["groups"] = h.groups;
+    d["weight_bits"] = weight_bits(h);
     return d;
 }
 
@@ -225,6 +229,7 @@ py::dict info(const py::object& packed) {
     d["n"] = h.out_channels;
     d["k"] = h.in_channels * h.kernel_h * h.kernel_w;
     d["groups"] = h.groups;
+    if (!has_real_weights(h)) d["weight_bits"] = weight_bits(h);
     d["kernel_size"] = py::make_tuple(h.kernel_h, h.kernel_w);
     d["bytes"] = h.total_bytes;
     d["has_bias"] = h.has_bias != 0;
@@ -266,7 +271,10 @@ void add_packing(py::module_& m) {
     m.attr("MAX_K") = kMaxK;
     m.def("pack_w8a8", &pack, py::arg("weight"), py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode"),
           py::arg("input_scale"), py::arg("input_zero_point"), py::arg("activation"), py::arg("groups") = 1,
-          "Pack s8 weights [out, in] or [out, in/groups, kh, kw] for the ISA in use; returns a uint8 array.");
+          py::arg("weight_bits") = 8,
+          "Pack s8 weights [out, in] or [out, in/groups, kh, kw] for the ISA in use; returns a uint8 array. "
+          "weight_bits 4: of "
+          "a convolution that is not depthwise, all in -8 .. 7.");
     m.def(
         "pack_bsr", &pack_bsr, py::arg("crow"), py::arg("col"), py::arg("values"), py::arg("weight_shape"),
         py::arg("weight_scale"), py::arg("bias"), py::arg("input_mode") = 0, py::arg("input_scale") = 1.0f,

@@ -86,7 +86,7 @@ void Chain::open_step(const uint8_t* program, const ChainStep& data) {
         corrupt("a convolution reads what comes after it");
     if (data.out_dtype < 0 || data.out_dtype > static_cast<int32_t>(DType::s8)) corrupt("no such output type");
     const BlobHeader& blob = open_weights(program + data.blob_offset, data.blob_bytes, index);
-    if (is_linear(blob) || has_real_weights(blob)) corrupt("a layer in it is no int8 convolution");
+    if (is_linear(blob) || has_real_weights(blob) || is_four_bit(blob)) corrupt("a layer in it is no int8 convolution");
     const auto type = static_cast<DType>(data.out_dtype);
     const int32_t low = type == DType::s8 ? -128 : 0;
     if (!is_float(type) && (!(std::isnormal(data.out_scale) && data.out_scale > 0) || data.out_zero_point < low ||

@@ -1,4 +1,4 @@
-// conv2d_w8a8: a chunk of images at a time, (1) quantize them into a padded NHWC image, (2) for kernels that need plain
+// conv2d_w8a8: unpack four-bit weights; then, a chunk of images at a time, (1) quantize them into a padded NHWC image, (2) for kernels that need plain
 // matrices, gather the taps of each pixel, (3) GEMM or depthwise rows with the epilogue, (4) for NCHW output, transpose.
 // All in one parallel region with barriers between the steps.
 #include <algorithm>
@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 1 << 20;  // quantized image (or gathered matrix) of a chunk: fits L2
 constexpr int64_t kDepthwiseCost = 4;
+constexpr double kUnpackByteNs = 0.02;          // of one core, per byte of an unpacked panel
 constexpr int64_t kDepthwisePixels = 8;         // the kernel's largest tile
 constexpr int64_t kDepthwiseScratch = 1 << 13;  // accumulators of one run of pixels: fits L1
 
@@ -57,7 +58,8 @@ class Conv {
                     l.height == call.height && l.width == call.width && (!g_.uniform || l.pitch == blob.k_pad);
         const int64_t per_image = gather_ ? g_.pixels() * blob.k_pad * blob.groups : l.image_bytes();
         chunk_ = std::min(call.batch, std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, per_image)));
-        threads_ = worthwhile_threads(table_, call.threads, work());
+        threads_ =
+            worthwhile_threads(table_, call.threads, work(), kUnpackByteNs * static_cast<double>(unpacked_bytes()));
         rows_per_task_ = image_rows_per_task(source_, l);
         tasks_per_image_ = ceil_div(l.height, rows_per_task_);
         reserve();
@@ -66,7 +68,9 @@ class Conv {
     void run() {
         const Epilogue epilogue = make_epilogue(blob_, call_.out, "conv2d_w8a8");
         for (int64_t first = 0; first < call_.batch; first += chunk_) queues_.emplace_back(*this, first);
+        TaskQueue unpack(has_packed_panels(blob_) ? blob_.groups * blob_.panels : 0, threads_);
         parallel(threads_, [&](Team& team) {
+            for (int64_t t; unpack.next(team, &t);) unpack_panel(t);  // the first barrier is before the products
             for (Chunk& chunk : queues_) run_chunk(chunk, epilogue, team);
         });
         Workspace::local().trim();
@@ -96,7 +100,7 @@ class Conv {
         w.multiply_adds = call_.batch * g_.pixels() * columns * blob_.k_pad;
         // Depthwise tiles gather their operands and keep the multipliers waiting.
         if (depthwise_) w.multiply_adds = kDepthwiseCost * w.outputs * blob_.k_pad;
-        w.weight_bytes = columns * blob_.k_pad;
+        w.weight_bytes = blob_.groups * blob_.panels * panel_bytes(blob_);
         w.inputs = in_place_ ? 0 : call_.batch * call_.height * call_.width * channels_;
         return w;
     }
@@ -114,13 +118,23 @@ class Conv {
                      64);
         Workspace& w = Workspace::local();
         auto size = [](int64_t bytes) { return Workspace::size(static_cast<size_t>(bytes)); };
-        w.reset(size(image) + size(gathered) + size(offsets * 8) + size(per_thread_ * threads_) +
-                channels_first_.bytes(chunk_));
+        w.reset(size(unpacked_bytes()) + size(image) + size(gathered) + size(offsets * 8) +
+                size(per_thread_ * threads_) + channels_first_.bytes(chunk_));
+        unpacked_ = w.take_array<int8_t>(unpacked_bytes());
         image_ = w.take_array<uint8_t>(image);
         gathered_ = w.take_array<uint8_t>(gathered);
         offsets_ = w.take_array<int64_t>(offsets);
         scratch_ = w.take_array<uint8_t>(per_thread_ * threads_);
         channels_first_.take(w, chunk_);
+    }
+
+    int64_t unpacked_bytes() const {
+        return has_packed_panels(blob_) ? blob_.groups * blob_.panels * blob_.k_pad * kPanel : 0;
+    }
+
+    void unpack_panel(int64_t panel) {
+        table_.unpack_nibbles(reinterpret_cast<const uint8_t*>(blob_panels(blob_)) + panel * panel_bytes(blob_),
+                              blob_.k_pad / 4, unpacked_ + panel * blob_.k_pad * kPanel);
     }
 
     bool needs_offsets() const { return !depthwise_ && !gather_ && !g_.uniform; }
@@ -198,7 +212,7 @@ class Conv {
         p.rows = chunk.images * g_.pixels();
         p.columns = per_group;
         p.panel_stride = blob_.k_pad * kPanel;
-        p.b = blob_panels(blob_) + group * blob_.panels * p.panel_stride;
+        p.b = (has_packed_panels(blob_) ? unpacked_ : blob_panels(blob_)) + group * blob_.panels * p.panel_stride;
         if (gather_ || g_.uniform) {
             p.a = gather_ ? gathered_ + group * p.rows * blob_.k_pad : images(chunk);
             p.a_stride = gather_ ? blob_.k_pad : g_.image.pitch;
@@ -243,6 +257,7 @@ class Conv {
     bool depthwise_ = false, gather_ = false, in_place_ = false;
     int64_t channels_ = 0, chunk_ = 1, rows_per_task_ = 1, tasks_per_image_ = 1, run_pixels_ = 1, per_thread_ = 0;
     int threads_ = 1;
+    int8_t* unpacked_ = nullptr;
     uint8_t *image_ = nullptr, *gathered_ = nullptr, *scratch_ = nullptr;
     int64_t* offsets_ = nullptr;
     std::deque<Chunk> queues_;

@@ -28,6 +28,7 @@ KernelTable combine(Isa isa, const W8A8Table& w, const ElementwiseTable& e, cons
             w.depthwise ? w.depthwise : small->depthwise,
             sparse_table(isa),
             grouped_table(isa),
+            nibble_unpacker(isa),
             e.epilogue,
             e.quantize,
             e.widen,
@@ -117,6 +118,17 @@ SparseTable sparse_table(Isa isa) {
     if (isa >= Isa::avx2) return {integer, kSparseReal_avx2, kInterleave_avx2};
 #endif
     return {integer, kSparseReal_generic, kInterleave_generic};
+}
+
+UnpackFunction nibble_unpacker(Isa isa) {
+#if defined(FASTCOMPRESS_HAVE_AVX512)
+    if (isa >= Isa::avx512) return kUnpackNibbles_avx512;
+#endif
+#if defined(FASTCOMPRESS_HAVE_AVX2)
+    if (isa >= Isa::avx2) return kUnpackNibbles_avx2;
+#endif
+    (void)isa;
+    return kUnpackNibbles_generic;
 }
 
 const GroupedTable& grouped_table(Isa isa) {

@@ -196,7 +196,8 @@ void run(const char* op, const BlobHeader& blob, const LinearCall& call) {
 }  // namespace
 
 void linear_w4(const BlobHeader& blob, const LinearCall& call) {
-    if (!is_four_bit(blob)) throw std::invalid_argument("linear_w4: the packed weights are not four-bit ones");
+    if (!is_grouped(blob) || !is_four_bit(blob))
+        throw std::invalid_argument("linear_w4: the packed weights are not four-bit ones in groups");
     run("linear_w4", blob, call);
 }
 

@@ -54,6 +54,11 @@ extern const InterleaveFunction kInterleave_generic;
 extern const InterleaveFunction kInterleave_avx2;
 extern const InterleaveFunction kInterleave_avx512;
 
+// Shared by all ISAs of one vector width.
+extern const UnpackFunction kUnpackNibbles_generic;
+extern const UnpackFunction kUnpackNibbles_avx2;
+extern const UnpackFunction kUnpackNibbles_avx512;
+
 extern const GroupedTable kGrouped_generic;
 extern const GroupedTable kGrouped_avx2;
 extern const GroupedTable kGrouped_avxvnni;
@@ -70,6 +75,7 @@ int64_t ceiling_bf16_amx(int64_t iterations);
 const W8A8Table& w8a8_table(Isa isa);
 const ElementwiseTable& elementwise_table(Isa isa);
 SparseTable sparse_table(Isa isa);
+UnpackFunction nibble_unpacker(Isa isa);
 const GroupedTable& grouped_table(Isa isa);
 
 }  // namespace fastcompress

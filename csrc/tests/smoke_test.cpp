@@ -25,7 +25,7 @@ struct Layer {
     std::vector<float> scale;
     std::vector<uint8_t> blob;
 
-    Layer(int out_, int in_, int groups_, int kh_, int kw_, int rank_, int zero_point)
+    Layer(int out_, int in_, int groups_, int kh_, int kw_, int rank_, int zero_point, int bits = 8)
         : out(out_),
           in(in_),
           groups(groups_),
@@ -34,7 +34,8 @@ struct Layer {
           rank(rank_),
           weight(out * in * kh * kw),
           scale(out, 1.0f) {
-        for (int8_t& w : weight) w = static_cast<int8_t>(random_int(-128, 127));
+        const int low = -(1 << (bits - 1));
+        for (int8_t& w : weight) w = static_cast<int8_t>(random_int(low, -1 - low));
         fc::LayerSpec spec;
         spec.weight = weight.data();
         spec.weight_scale = scale.data();
@@ -44,6 +45,7 @@ struct Layer {
         spec.kernel_h = kh;
         spec.kernel_w = kw;
         spec.weight_rank = rank;
+        spec.weight_bits = bits;
         spec.input_zero_point = zero_point;
         blob.resize(static_cast<size_t>(fc::plan_blob(spec).total_bytes));
         fc::pack_blob(spec, blob.data(), static_cast<int64_t>(blob.size()));
@@ -102,9 +104,9 @@ struct Shape {
     bool channels_last;
 };
 
-void check_conv(const char* isa, const Shape& s, int threads) {
+void check_conv(const char* isa, const Shape& s, int threads, int bits = 8) {
     const int zero_point = random_int(0, 255), in = s.channels / s.groups;
-    const Layer layer(s.out, in, s.groups, s.kernel_h, s.kernel_w, 4, zero_point);
+    const Layer layer(s.out, in, s.groups, s.kernel_h, s.kernel_w, 4, zero_point, bits);
     check_packing(isa, layer);
     const std::vector<uint8_t> x = random_bytes(static_cast<size_t>(s.batch) * s.channels * s.height * s.width);
     fc::ConvCall call;
@@ -145,7 +147,7 @@ void check_conv(const char* isa, const Shape& s, int threads) {
     call.out.data = out.data();
     call.out.dtype = fc::DType::i32;
     fc::conv2d_w8a8(layer.header(), call);
-    expect(out == expected, isa, "conv2d, u8 to i32");
+    expect(out == expected, isa, bits == 4 ? "conv2d with four-bit weights, u8 to i32" : "conv2d, u8 to i32");
 }
 
 void check_isa(const char* isa) {
@@ -164,6 +166,9 @@ void check_isa(const char* isa) {
             check_conv(isa, {1, 37, 9, 10, 37, 37, 3, 3, 1, 1, 1, last}, threads);  // depthwise
             check_conv(isa, {2, 16, 9, 9, 16, 16, 5, 5, 2, 1, 2, last}, threads);
             check_conv(isa, {1, 20, 8, 8, 20, 20, 2, 4, 1, 2, 0, last}, threads);
+            check_conv(isa, {2, 5, 9, 7, 18, 1, 3, 3, 1, 1, 1, last}, threads, 4);    // an odd number of lines
+            check_conv(isa, {1, 64, 6, 6, 33, 1, 1, 1, 1, 1, 0, last}, threads, 4);   // pointwise
+            check_conv(isa, {1, 12, 11, 8, 40, 2, 3, 2, 2, 2, 2, last}, threads, 4);  // grouped, strided, dilated
         }
     }
 }

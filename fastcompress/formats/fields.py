@@ -32,6 +32,10 @@ class Fields:
             raise self.error(key, "is missing")
         return self._rest.pop(key)
 
+    def has(self, key: str) -> bool:
+        """Whether ``key`` is there and was not read yet."""
+        return key in self._rest
+
     def takes(self, key: str, value: str) -> bool:
         """Whether ``key`` is exactly this string; then it is read, otherwise it is left for another reader."""
         found = self._rest.get(key)

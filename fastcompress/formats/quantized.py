@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from fastcompress.formats.fields import Fields
 from fastcompress.formats.packed import ConvGeometry, LinearGeometry, PackedCodec
 from fastcompress.nn import QuantConv2d, QuantLinear
 from fastcompress.ops.canonical import W8A8Canonical
+from fastcompress.ops.canonical_conv4 import unpack_conv_weight
 from fastcompress.ops.constants import INPUT_MODES
 
 __all__ = ["QuantConv2dCodec", "QuantLinearCodec", "W8A8Codec"]
@@ -63,10 +65,41 @@ class QuantLinearCodec(LinearGeometry, W8A8Codec):
 
 @dataclass(frozen=True)
 class QuantConv2dCodec(ConvGeometry, W8A8Codec):
-    """`fastcompress.nn.QuantConv2d`."""
+    """`fastcompress.nn.QuantConv2d`; the field ``weight_bits`` is there where it is 4."""
 
     module_class = QuantConv2d
     weight_dtype = "I8"
 
+    weight_bits: int
+
+    @classmethod
+    def _describe(cls, module: Any) -> dict[str, Any]:
+        bits = {"weight_bits": 4} if module.weight_bits == 4 else {}
+        return {**super()._describe(module), **bits}
+
+    @classmethod
+    def _parse(cls, fields: Fields) -> dict[str, Any]:
+        bits = fields.integer("weight_bits", 4, 4) if fields.has("weight_bits") else 8
+        return {**super()._parse(fields), "weight_bits": bits}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Self:
+        codec = super().parse(fields)
+        if codec.weight_bits == 4 and codec.weight_shape()[1] == 1 and codec.groups == codec.out_channels > 1:
+            raise fields.error("weight_bits", "a depthwise convolution has eight")
+        return codec
+
+    def tensors(self) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+        result = super().tensors()
+        if self.weight_bits == 4:
+            del result["weight"]
+            out, *inputs = self.weight_shape()
+            result["weight_packed"] = ("I32", (out, -(-math.prod(inputs) // 8)))
+        return result
+
     def canonical(self, tensors: Mapping[str, Tensor]) -> W8A8Canonical:
-        return W8A8Canonical(tensors["weight"], **self.parameters(tensors), groups=self.groups)
+        if self.weight_bits == 4:
+            weight = unpack_conv_weight(tensors["weight_packed"], self.weight_shape())
+        else:
+            weight = tensors["weight"]
+        return W8A8Canonical(weight, **self.parameters(tensors), groups=self.groups, weight_bits=self.weight_bits)

@@ -63,6 +63,8 @@ def _may_follow(model: fx.GraphModule, node: fx.Node, run: list[fx.Node]) -> boo
     layer = layer_of(model, node)
     if not isinstance(layer, PackedConv2d) or not isinstance(layer, QuantizedLayer) or layer.same_padding:
         return False
+    if getattr(layer, "weight_bits", 8) == 4:
+        return False  # a chain calls its convolutions for few images at a time, and each call would unpack the weights
     if layer.packed.device.type != "cpu" or node.kwargs.get("out_dtype") not in _DTYPES:
         return False
     source = layer_of(model, node.args[0])

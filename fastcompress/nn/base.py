@@ -168,6 +168,8 @@ class PackedLayer(nn.Module):
         family, block = header["family"], header.get("block_size")
         if "kernel" in header:
             return str(header["kernel"])
+        if header.get("weight_bits") == 4:
+            family = family.replace("w8a8", "w4a8")
         if block is not None:
             family = f"{family.removesuffix('_bsr')}_bsr{block[0]}x{block[1]}"
         return f"{family}_{header['isa']}"

@@ -1,6 +1,6 @@
 """``nn.Conv2d`` with int8 weights and activations."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ __all__ = ["QuantConv2d"]
 
 class QuantConv2d(PackedConv2d, QuantizedLayer):
     """Drop-in replacement of ``nn.Conv2d``: s8 weights per output channel, static u8 activations, fused epilogue.
+
+    Weights of four bits take half the memory; a call unpacks them to s8 first. The results are the same integers.
+
+    Attributes:
+        weight_bits: 8 or 4.
 
     Shapes:
         input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]``, float32, bfloat16, float16 (or uint8 quantized with
@@ -33,8 +38,18 @@ class QuantConv2d(PackedConv2d, QuantizedLayer):
     Inference", section 2 (arXiv 1712.05877).
     """
 
+    weight_bits: int = 8
+
     operator = torch.ops.fastcompress.conv2d_w8a8.default
     bound = operator._op
+
+    def _adopt(self, c: Any) -> None:
+        super()._adopt(c)
+        self.weight_bits = getattr(c, "weight_bits", 8)  # blocks have eight
+
+    def _input_repr(self) -> list[str]:
+        bits = ["weight_bits=4"] if self.weight_bits == 4 else []
+        return bits + super()._input_repr()
 
     @classmethod
     def from_float(
@@ -46,6 +61,7 @@ class QuantConv2d(PackedConv2d, QuantizedLayer):
         input_zero_point: int = 0,
         activation: str = "none",
         weight_scale: Tensor | None = None,
+        weight_bits: int = 8,
         padding: Padding | None = None,
         same_padding: bool = False,
     ) -> Self:
@@ -57,7 +73,9 @@ class QuantConv2d(PackedConv2d, QuantizedLayer):
             input_scale: of the u8 activations, from calibration.
             input_zero_point: of the u8 activations, in [0, 255].
             activation: function to fuse behind the layer.
-            weight_scale: float32 ``[out_channels]``; by default from each channel's largest magnitude.
+            weight_scale: float32 ``[out_channels]``; by default from each channel's largest magnitude, which is 127
+                steps, or 7.5 with four bits.
+            weight_bits: 8, values -127 to 127, or 4, values -8 to 7; depthwise convolutions take 8 only.
             padding: replaces the module's own, for subclasses whose ``forward`` pads by itself.
             same_padding: the padding is computed from each input's size as TensorFlow does; `padding` must be 0.
 
@@ -66,5 +84,7 @@ class QuantConv2d(PackedConv2d, QuantizedLayer):
             ValueError: padding that is not zeros, NaN/Inf in the weights, or a parameter out of range.
         """
         cls._accept(module, padding)
-        c = quantized_canonical(module, input_mode, input_scale, input_zero_point, activation, weight_scale)
+        c = quantized_canonical(
+            module, input_mode, input_scale, input_zero_point, activation, weight_scale, weight_bits
+        )
         return cls._like(module, c, padding, same_padding)

@@ -51,9 +51,12 @@ def quantized_canonical(
     input_zero_point: int,
     activation: str,
     weight_scale: Tensor | None,
+    weight_bits: int = 8,
 ) -> W8A8Canonical:
-    """The dense int8 form of a float linear or convolution; see `QuantLinear.from_float`."""
-    weight, scale = quantize_weight(module.weight, weight_scale)
+    """The dense int8 form of a float linear or convolution; see `QuantLinear.from_float`, `QuantConv2d.from_float`."""
+    weight, scale = quantize_weight(module.weight, weight_scale, weight_bits)
     bias = None if module.bias is None else module.bias.detach().to(torch.float32).clone()
     groups = getattr(module, "groups", 1)
-    return W8A8Canonical(weight, scale, bias, input_mode, input_scale, input_zero_point, activation, groups)
+    return W8A8Canonical(
+        weight, scale, bias, input_mode, input_scale, input_zero_point, activation, groups, weight_bits
+    )

@@ -55,6 +55,7 @@ class SparseQuantConv2d(BlockSparse, QuantConv2d):
         input_zero_point: int = 0,
         activation: str = "none",
         weight_scale: Tensor | None = None,
+        weight_bits: int = 8,
         padding: Padding | None = None,
         same_padding: bool = False,
         block_size: tuple[int, int] = (16, 4),
@@ -63,6 +64,7 @@ class SparseQuantConv2d(BlockSparse, QuantConv2d):
         """Quantize a pruned float layer; `QuantConv2d.from_float` explains the other arguments.
 
         Args:
+            weight_bits: 8, blocks hold nothing else.
             block_size: ``(outputs, inputs)``: (16, 4), (4, 4) or (1, 4).
             orders: ``(input_order, output_order)`` in which the weight is cut into blocks; by default those that
                 `prune` stored with the mask, where they save blocks. The layer undoes them.
@@ -70,6 +72,8 @@ class SparseQuantConv2d(BlockSparse, QuantConv2d):
         Raises:
             TypeError, ValueError: as there, or the weight cannot be cut into such blocks.
         """
+        if weight_bits != 8:
+            raise ValueError(f"{cls.__name__}.from_float: `weight_bits` must be 8 for blocks, got {weight_bits!r}")
         cls._accept(module, padding)
         cls._refuse_misfit(module, block_size)
         chosen = cls._orders_of(module, block_size, orders)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.block_csr import BlockCSR
 from ..ops.canonical import W8A8Canonical
+from ..ops.canonical_conv4 import pack_conv_weight, unpack_conv_weight
 from ..ops.canonical_sparse import SparseCanonical, SparseW8A8Canonical
 from ..ops.canonical_w4 import W4Canonical
 from ..ops.canonical_w8 import W8Canonical
@@ -30,7 +31,9 @@ def write_state(c: Canonical, destination: dict[str, Any], prefix: str) -> None:
         present = {name: getattr(c, name, None) for name in _GROUPED}
         destination.update({prefix + name: tensor for name, tensor in present.items() if tensor is not None})
         return
-    if isinstance(c, W8A8Canonical):
+    if isinstance(c, W8A8Canonical) and c.weight_bits == 4:
+        destination[prefix + "weight_packed"] = pack_conv_weight(c.weight)
+    elif isinstance(c, W8A8Canonical):
         destination[prefix + "weight"] = c.weight
     else:
         destination.update({prefix + name: getattr(c.blocks, name) for name in _INDEX})
@@ -122,6 +125,8 @@ def _merge(current: Canonical, found: dict[str, Tensor], prefix: str) -> Canonic
     changes: dict[str, Any] = {
         name: found[name].clone() for name in ("weight", "weight_scale", "bias") if name in found
     }
+    if "weight_packed" in found:
+        changes["weight"] = unpack_conv_weight(found["weight_packed"], current.weight_shape)
     index = [name for name in _INDEX if name in found]
     if index and not isinstance(current, W8A8Canonical):
         if len(index) < len(_INDEX):

@@ -11,6 +11,8 @@ from .checks import check_scale, check_weight
 from .transcendental import gelu_erf, gelu_tanh, silu
 
 __all__ = [
+    "WEIGHT_RANGES",
+    "WEIGHT_STEPS",
     "activate",
     "epilogue",
     "quantize_rows",
@@ -22,6 +24,11 @@ __all__ = [
 ]
 
 _TINY = 2.0**-100
+
+#: Bits of a weight → its smallest and largest value, and how many steps of its scale the largest magnitude is.
+WEIGHT_RANGES = {8: (-127, 127), 4: (-8, 7)}
+WEIGHT_STEPS = {8: 127.0, 4: 7.5}
+
 _RANGES = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 
 
@@ -137,25 +144,28 @@ def real_epilogue(
     return v.to(out_dtype)
 
 
-def round_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """``clamp(rint(w / scale), -127, 127)`` as int8, `scale` float32 per output channel (dimension 0)."""
+def round_weight(weight: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
+    """``clamp(rint(w / scale), -127, 127)`` (four bits: -8, 7) as int8, `scale` float32 per output channel (dim 0)."""
     wide = scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return torch.round(weight.to(torch.float32) / wide).clamp(-127, 127).to(torch.int8)
+    return torch.round(weight.to(torch.float32) / wide).clamp(*WEIGHT_RANGES[bits]).to(torch.int8)
 
 
-def quantize_weight(weight: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, scale: Tensor | None = None, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Quantize a float weight to s8, symmetric per output channel.
 
     Args:
         weight: float ``[out, in]`` or ``[out, in/groups, kh, kw]``.
-        scale: float32 ``[out]``; by default ``max(absmax, 2^-100) / 127`` of each channel.
+        scale: float32 ``[out]``; by default ``max(absmax, 2^-100) / 127`` of each channel, with four bits ``/ 7.5``: 7
+            and 8 steps are then both half a step from the largest magnitude.
+        bits: 8, values -127 to 127, or 4, values -8 to 7.
 
     Returns:
         int8 weight of the same shape, float32 scale ``[out]``.
 
     Raises:
         TypeError: not floating point.
-        ValueError: wrong rank, an empty dimension, NaN/Inf, or a scale that is not positive, normal and finite.
+        ValueError: wrong rank, an empty dimension, NaN/Inf, a scale that is not positive, normal and finite, or other
+            bits.
 
     Example:
         >>> q, scale = quantize_weight(torch.tensor([[0.5, -1.0]]))
@@ -163,8 +173,10 @@ def quantize_weight(weight: Tensor, scale: Tensor | None = None) -> tuple[Tensor
         tensor([[  64, -127]], dtype=torch.int8)
     """
     weight = check_weight("quantize_weight", weight).detach().to(torch.float32)
+    if bits not in WEIGHT_STEPS:
+        raise ValueError(f"quantize_weight: `bits` must be 4 or 8, got {bits!r}")
     if scale is None:
-        scale = weight.flatten(1).abs().amax(dim=1).clamp(min=_TINY) / 127.0
+        scale = weight.flatten(1).abs().amax(dim=1).clamp(min=_TINY) / WEIGHT_STEPS[bits]
     else:
         scale = check_scale("quantize_weight", "scale", scale, weight.shape[0]).to(weight.device)
-    return round_weight(weight, scale), scale
+    return round_weight(weight, scale, bits), scale

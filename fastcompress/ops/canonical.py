@@ -24,6 +24,8 @@ class W8A8Canonical:
         input_zero_point: of static u8 activations; 0 when dynamic.
         activation: a key of ``ACTIVATIONS``, fused behind bias and residual.
         groups: of the convolution.
+        weight_bits: of a stored weight: 8, or 4 for convolutions (not depthwise ones) whose values all lie in [-8, 7].
+            The arithmetic is the same.
 
     Example:
         >>> c = W8A8Canonical(torch.ones(2, 3, dtype=torch.int8), torch.ones(2), None, "dynamic", 1.0, 0)
@@ -39,6 +41,7 @@ class W8A8Canonical:
     input_zero_point: int
     activation: str = "none"
     groups: int = 1
+    weight_bits: int = 8
 
     def __post_init__(self) -> None:
         # Blobs and files hold float32; rounding here makes unpack(pack(c)) equal to c.
@@ -48,6 +51,12 @@ class W8A8Canonical:
     def family(self) -> str:
         """``"linear_w8a8"`` or ``"conv2d_w8a8"``."""
         return "linear_w8a8" if self.weight.dim() == 2 else "conv2d_w8a8"
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution each of whose outputs sees one input channel of its own."""
+        out, *inputs = self.weight.shape
+        return len(inputs) == 3 and inputs[0] == 1 and self.groups == out > 1
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -117,9 +117,14 @@ def _check_step(index: int, step: ChainStep) -> None:
             "tensor that fastcompress.ops.pack returns, on the CPU"
         )
     packing.check(step.packed)
-    family = packing.info(step.packed)["family"]
-    if family != "conv2d_w8a8":
-        raise ValueError(f"pack_chain: step {index}: `packed` holds a {family} layer, expected conv2d_w8a8")
+    header = packing.info(step.packed)
+    if header["family"] != "conv2d_w8a8":
+        raise ValueError(f"pack_chain: step {index}: `packed` holds a {header['family']} layer, expected conv2d_w8a8")
+    if header["weight_bits"] != 8:
+        raise ValueError(
+            f"pack_chain: step {index}: `packed` holds weights of {header['weight_bits']} bits, expected 8; call "
+            "the layer by itself, or pack it with `weight_bits` 8"
+        )
     for name, value in (("input", step.input), ("residual", step.residual)):
         if value is not None and not INPUT <= value < index:
             raise ValueError(f"pack_chain: step {index}: `{name}` is {value}, allowed: {INPUT} to {index - 1}")

@@ -48,6 +48,7 @@ def pack(c: Canonical) -> Tensor:
         None if c.bias is None else c.bias.detach().contiguous().numpy(),
         *_input_codes(c),
         c.groups,
+        c.weight_bits,
     )
     return torch.from_numpy(packed)
 
@@ -166,7 +167,8 @@ def unpack(packed: Tensor) -> Canonical:
     if "block_size" in header:
         return _unpack_blocks(_native("unpack", "unpack_bsr", packed))
     fields = _native("unpack", "unpack_w8a8", packed)
-    return W8A8Canonical(torch.from_numpy(fields["weight"]), **_parameters(fields), groups=fields["groups"])
+    sizes = {name: fields[name] for name in ("groups", "weight_bits")}
+    return W8A8Canonical(torch.from_numpy(fields["weight"]), **_parameters(fields), **sizes)
 
 
 def _unpack_blocks(fields: dict[str, Any]) -> SparseW8A8Canonical | SparseCanonical:

@@ -35,6 +35,24 @@ def validate_dense(c: W8A8Canonical) -> None:
             f"got shape {list(weight.shape)}"
         )
     _validate_int8(c, weight.shape[0], weight[0].numel(), weight.dim())
+    _validate_bits(c)
+
+
+def _validate_bits(c: W8A8Canonical) -> None:
+    if c.weight_bits not in (4, 8):
+        raise ValueError(f"pack: `weight_bits` must be 4 or 8, got {c.weight_bits!r}")
+    if c.weight_bits == 8:
+        return
+    if c.weight.dim() != 4:
+        raise ValueError("pack: `weight_bits` 4 is for convolutions; a linear layer with four bits is a W4Canonical")
+    if c.is_depthwise:
+        raise ValueError("pack: `weight_bits` must be 8 for a depthwise convolution, got 4")
+    low, high = (int(value) for value in torch.aminmax(c.weight))
+    if low < -8 or high > 7:
+        raise ValueError(
+            f"pack: `weight` has values from {low} to {high}, four bits hold -8 to 7; use `weight_bits` 8, or quantize "
+            "the float weight with quantize_weight(weight, bits=4)"
+        )
 
 
 def validate_blocks(c: SparseW8A8Canonical | SparseCanonical) -> None:

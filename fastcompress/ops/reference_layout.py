@@ -2,7 +2,7 @@
 
 ::
 
-    0        8          12     16       32         48        120         240       248       256
+    0        8          12     16       32         48        132         240       248       256
     | magic  | version  | size | family | "reference" | fields | (zeros)  | payload | header  | weight | scale | bias |
                                                                           | CRC-32  | CRC-32  |
 
@@ -28,13 +28,13 @@ __all__ = ["ISA", "LAYOUT_VERSION", "check", "decode", "encode", "info", "is_ref
 
 #: What :func:`info` says where native blobs name their instruction set.
 ISA = "reference"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 _MAGIC = b"FCPYREF\0"
 _ALIGN = 64
 # version, header bytes, family, isa, payload bytes, weight shape (4), ndim, groups, mode, activation, input scale,
-# input zero point, has bias, weight dtype, block (0, 0 where the weight was dense)
-_FIELDS = struct.Struct("<II16s16sQ4QIIIIfiIIII")
+# input zero point, has bias, weight dtype, block (0, 0 where the weight was dense), weight bits
+_FIELDS = struct.Struct("<II16s16sQ4QIIIIfiIIIII")
 _DTYPES = (torch.int8, torch.float32, torch.bfloat16)
 _DTYPE_NAMES = {torch.int8: "s8", torch.float32: "f32", torch.bfloat16: "bf16"}
 _CHECKSUMS = struct.Struct("<QQ")
@@ -107,6 +107,7 @@ def encode(c: W8A8Canonical | SparseW8A8Canonical | SparseCanonical) -> Tensor:
         c.bias is not None,
         _DTYPES.index(weight.dtype),
         *block,
+        c.weight_bits if isinstance(c, W8A8Canonical) else 8 * weight.itemsize,
     )
     body = (_MAGIC + fields).ljust(_BODY, b"\0") + struct.pack("<Q", zlib.crc32(payload.numpy().data))
     head = body + struct.pack("<Q", zlib.crc32(body))
@@ -130,7 +131,7 @@ def read_header(packed: Tensor) -> dict[str, Any]:
         raise PackedBlobError(f"packed blob: header checksum mismatch, the header is corrupt; {_REMEDY}")
     values = _FIELDS.unpack_from(head, len(_MAGIC))
     version, header_bytes, family, isa, payload_bytes = values[:5]
-    shape, (ndim, groups, mode, activation, scale, zero_point, has_bias, dtype, *block) = values[5:9], values[9:]
+    shape, (ndim, groups, mode, activation, scale, zero_point, has_bias, dtype, *block, bits) = values[5:9], values[9:]
     if version != LAYOUT_VERSION or header_bytes != HEADER_BYTES:
         raise PackedBlobError(
             f"packed blob: layout version {version}, this build reads version {LAYOUT_VERSION}; {_REMEDY}"
@@ -146,6 +147,7 @@ def read_header(packed: Tensor) -> dict[str, Any]:
         "bytes": packed.numel(),
         "shape": shape[:ndim],
         "groups": groups,
+        "weight_bits": bits,
         "input_mode": list(INPUT_MODES)[mode],
         "activation": list(ACTIVATIONS)[activation],
         "input_scale": scale,
@@ -177,7 +179,7 @@ def decode(packed: Tensor, *, copy: bool = False) -> dict[str, Any]:
     weight = take(math.prod(shape), dtype).view(shape)
     scale = take(shape[0], torch.float32) if dtype == torch.int8 else None
     bias = take(shape[0], torch.float32) if header["has_bias"] else None
-    rest = ("input_mode", "input_scale", "input_zero_point", "activation", "groups")
+    rest = ("input_mode", "input_scale", "input_zero_point", "activation", "groups", "weight_bits")
     return {"weight": weight, "weight_scale": scale, "bias": bias, **{key: header[key] for key in rest}}
 
 
@@ -186,7 +188,8 @@ def unpack(packed: Tensor) -> W8A8Canonical | SparseW8A8Canonical | SparseCanoni
     fields, block = decode(packed, copy=True), read_header(packed)["block_size"]
     if block == (0, 0):
         return W8A8Canonical(**fields)
-    weight, scale, _ = fields.pop("weight"), fields.pop("weight_scale"), fields.pop("groups")
+    weight, scale = fields.pop("weight"), fields.pop("weight_scale")
+    del fields["groups"], fields["weight_bits"]
     blocks = BlockCSR.from_dense(matrix_of(weight), block)
     kernel_size = (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else None
     if scale is None:
@@ -208,6 +211,8 @@ def info(packed: Tensor) -> dict[str, Any]:
     shape, dtype, block = header.pop("shape"), header.pop("dtype"), header.pop("block_size")
     if block != (0, 0):
         header |= {"block_size": block, "value_dtype": _DTYPE_NAMES[dtype]}
+    if dtype != torch.int8:
+        del header["weight_bits"]
     k = math.prod(shape[1:])
     kernel_size = tuple(shape[2:]) if len(shape) == 4 else (1, 1)
     return {**header, "n": shape[0], "k": k, "kernel_size": kernel_size, "kernel": f"{header['family']}_{ISA}"}

@@ -142,9 +142,9 @@ class Job:
             scale, zero_point = self.fixed.input_scale, self.fixed.input_zero_point
             weight_scale = self.fixed.weight_scale
         else:
-            weight_scale = weight_scales(layer.weight, config.weight_observer)
+            weight_scale = weight_scales(layer.weight, config.weight_observer, self.weight_bits(config))
         if self.mean is not None:
-            layer = _bias_corrected(layer, weight_scale, self.mean.value)
+            layer = _bias_corrected(layer, weight_scale, self.mean.value, self.weight_bits(config))
         options: dict[str, Any] = {
             "input_mode": config.input_mode,
             "input_scale": scale,
@@ -156,11 +156,22 @@ class Job:
             options |= {"block_size": self.block, "orders": self.orders}
         if isinstance(layer, nn.Conv2d):
             conv_class = QuantConv2d if self.block is None else SparseQuantConv2d
+            if self.block is None:
+                options["weight_bits"] = self.weight_bits(config)
             made: QuantizedLayer = conv_class.from_float(layer, **self.adapted.padding_options, **options)
         else:
             linear_class = QuantLinear if self.block is None else SparseQuantLinear
             made = linear_class.from_float(layer, **options)
         return made.to(self.plain.weight.dtype).eval()
+
+    def weight_bits(self, config: QuantConfig) -> int:
+        """Bits of the quantized layer's weights."""
+        plain = self.plain
+        if not isinstance(plain, nn.Conv2d):
+            return config.kind.weight_bits
+        # Scales that training settled on are those of int8; a depthwise convolution has few weights, and each counts.
+        depthwise = plain.weight.shape[1] == 1 and plain.groups == plain.out_channels > 1
+        return 8 if depthwise or self.block is not None or self.fixed is not None else config.conv_bits
 
     def trial(self, config: QuantConfig, modules: Mapping[str, nn.Module]) -> QuantizedLayer | GroupQuantLinear:
         """The quantized layer as it would be now, to be measured."""
@@ -197,13 +208,15 @@ class Job:
             self.fusion.activation,
             *self.notes,  # a block-sparse layer's time depends on its density
         )
-        label = "four-bit" if config.kind.weight_bits == 4 else "int8"
+        label = "four-bit" if self.weight_bits(config) == 4 else "int8"
         return SpeedCase(self.name, key, self.inputs, dense, quantized, group, label)
 
 
-def _bias_corrected(layer: nn.Linear | nn.Conv2d, weight_scale: Tensor, input_mean: Tensor) -> nn.Linear | nn.Conv2d:
+def _bias_corrected(
+    layer: nn.Linear | nn.Conv2d, weight_scale: Tensor, input_mean: Tensor, bits: int
+) -> nn.Linear | nn.Conv2d:
     """A copy whose bias makes up for the mean error of the rounded weights."""
-    rounded = quantize_weight(layer.weight, weight_scale).float()
+    rounded = quantize_weight(layer.weight, weight_scale, bits).float()
     rounded = rounded * weight_scale.reshape(-1, *[1] * (rounded.dim() - 1))
     shift = expected_output_shift(layer, rounded, input_mean)
     corrected = plain_copy(layer)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops.arithmetic import round_weight
+from ..ops.arithmetic import WEIGHT_RANGES, WEIGHT_STEPS, round_weight
 from ..ops.checks import check_scale, check_weight, float32_of
 
 __all__ = ["TINY", "WEIGHT_METHODS", "choose_qparams", "qparams_of_ranges", "quantize_weight", "weight_scales"]
@@ -16,7 +16,8 @@ TINY = 2.0**-100
 WEIGHT_METHODS = ("minmax", "mse")
 
 #: The MSE search of a weight channel scales its absmax by 1 plus these, then twice by the best so far plus finer ones.
-_COARSE = tuple(-0.025 * step for step in range(1, 25))
+#: Sixteen values spread thin over far outliers, so with four bits the search begins lower.
+_COARSE = {bits: tuple(-0.025 * step for step in range(1, 1 + steps)) for bits, steps in ((8, 24), (4, 36))}
 _FINE = tuple(0.005 * step for step in range(4, -5, -1) if step != 0)
 _FINEST = tuple(0.001 * step for step in range(4, -5, -1) if step != 0)
 #: Rows are searched in pieces of about this many elements, so that a piece stays in the cache between candidates.
@@ -76,43 +77,45 @@ def choose_qparams(low: float, high: float, symmetric: bool = False) -> tuple[fl
     return float(scale), int(zero_point)
 
 
-def _candidate_error(rows: Tensor, absmax: Tensor, fraction: Tensor) -> Tensor:
-    """Sum of squared rounding and clipping errors of each row, in units of (absmax / 127)²."""
-    scale = absmax * fraction / 127.0
+def _candidate_error(rows: Tensor, absmax: Tensor, fraction: Tensor, bits: int) -> Tensor:
+    """Sum of squared rounding and clipping errors of each row, in units of (absmax / `WEIGHT_STEPS`)²."""
+    scale = absmax * fraction / WEIGHT_STEPS[bits]
     steps = rows / scale.unsqueeze(1)
-    error = torch.round(steps).clamp_(-127, 127).sub_(steps)
+    error = torch.round(steps).clamp_(*WEIGHT_RANGES[bits]).sub_(steps)
     return error.square_().sum(dim=1) * fraction.square()
 
 
-def _best_fraction(rows: Tensor, absmax: Tensor) -> Tensor:
+def _best_fraction(rows: Tensor, absmax: Tensor, bits: int) -> Tensor:
     searched = absmax > TINY  # below the floor every weight rounds to 0 anyway
     best = torch.ones_like(absmax)
-    best_error = _candidate_error(rows, absmax, best)
-    for offsets in (_COARSE, _FINE, _FINEST):
+    best_error = _candidate_error(rows, absmax, best, bits)
+    for offsets in (_COARSE[bits], _FINE, _FINEST):
         centre = best
         for offset in offsets:
             fraction = (centre + offset).clamp(max=1.0)
-            error = _candidate_error(rows, absmax, fraction)
+            error = _candidate_error(rows, absmax, fraction, bits)
             better = searched & (error < best_error)
             best = torch.where(better, fraction, best)
             best_error = torch.where(better, error, best_error)
     return best
 
 
-def weight_scales(weight: Tensor, method: str = "minmax") -> Tensor:
+def weight_scales(weight: Tensor, method: str = "minmax", bits: int = 8) -> Tensor:
     """Symmetric s8 scale of each output channel of a float weight.
 
     Args:
         weight: float ``[out, in]`` or ``[out, in/groups, kh, kw]``.
-        method: ``"minmax"``: ``max(absmax, 2^-100) / 127``, nothing is clipped; ``"mse"``: the fraction of that, 0.38
-            to 1, with the least squared error of the rounded weights (never worse than minmax).
+        method: ``"minmax"``: ``max(absmax, 2^-100) / 127``, nothing is clipped (four bits: ``/ 7.5``, 7.5 becomes
+            7); ``"mse"``: the fraction of that, 0.38 (four bits: 0.08) to 1, with the least squared error of the
+            rounded weights (never worse than minmax).
+        bits: 8 or 4, see `quantize_weight`.
 
     Returns:
         float32 ``[out]``, positive and normal.
 
     Raises:
         TypeError: `weight` is not a floating-point tensor.
-        ValueError: wrong rank, an empty dimension, NaN/Inf, or an unknown `method`.
+        ValueError: wrong rank, an empty dimension, NaN/Inf, or an unknown `method` or `bits`.
 
     Example:
         >>> weight_scales(torch.tensor([[0.5, -127.0], [0.0, 0.0]]))[0]
@@ -123,21 +126,23 @@ def weight_scales(weight: Tensor, method: str = "minmax") -> Tensor:
     check_weight("weight_scales", weight)
     if method not in WEIGHT_METHODS:
         raise ValueError(f"weight_scales: `method` must be one of {', '.join(WEIGHT_METHODS)}, got {method!r}")
+    _check_bits("weight_scales", bits)
     rows = weight.detach().to(torch.float32).flatten(1)
     absmax = rows.abs().amax(dim=1).clamp(min=TINY)
     if method == "minmax":
-        return absmax / 127.0
+        return absmax / WEIGHT_STEPS[bits]
     height = max(1, _CHUNK_ELEMS // rows.shape[1])
     pieces = zip(rows.split(height), absmax.split(height), strict=True)
-    return absmax * torch.cat([_best_fraction(piece, top) for piece, top in pieces]) / 127.0
+    return absmax * torch.cat([_best_fraction(piece, top, bits) for piece, top in pieces]) / WEIGHT_STEPS[bits]
 
 
-def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
+def quantize_weight(weight: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
     """Round a float weight to s8: ``clamp(rint(weight / scale), -127, 127)`` per output channel.
 
     Args:
         weight: float ``[out, in]`` or ``[out, in/groups, kh, kw]``.
         scale: float32 ``[out]``, positive, normal, finite (see ``weight_scales``).
+        bits: 8, or 4: values -8 to 7.
 
     Returns:
         int8, the shape of `weight`.
@@ -154,4 +159,10 @@ def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     """
     check_weight("quantize_weight", weight)
     check_scale("quantize_weight", "scale", scale, weight.shape[0])
-    return round_weight(weight.detach(), scale.to(weight.device))
+    _check_bits("quantize_weight", bits)
+    return round_weight(weight.detach(), scale.to(weight.device), bits)
+
+
+def _check_bits(function: str, bits: int) -> None:
+    if bits not in WEIGHT_STEPS:
+        raise ValueError(f"{function}: `bits` must be 4 or 8, got {bits!r}")

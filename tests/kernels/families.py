@@ -14,6 +14,7 @@ __all__ = ["FAMILIES"]
 FAMILIES: dict[str, tuple[Callable[[int], Any], Callable[[Any], runner.Case]]] = {
     "linear_w8a8": (problems.linear_problem, runner.build_linear),
     "conv2d_w8a8": (problems.conv_problem, runner.build_conv),
+    "conv2d_w4a8": (problems.four_bit_conv_problem, runner.build_conv),
     "quantize": (problems.quantize_problem, runner.build_quantize),
     **{f"linear_{form}": (linear_problems(form), runner.build_linear) for form in S8_FORMS},
     **{f"linear_{form}": (linear_problems(form), real_runner.build_real_linear) for form in REAL_FORMS},

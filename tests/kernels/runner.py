@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests import oracles, problems, tolerances
 from tests.block_problems import BlockConv, BlockLinear, Form, block_mask
-from tests.problems import ConvProblem, LinearProblem, QuantizeProblem
+from tests.problems import ConvProblem, FourBitConv, LinearProblem, QuantizeProblem
 
 __all__ = [
     "Case",
@@ -213,7 +213,7 @@ def build_conv(p: ConvProblem) -> Case:
     pack = (*stored, weight_scale, bias, 0, scale, zero_point, activation)
     dense = len(stored) == 1
     if dense:
-        pack = (*pack, p.groups)
+        pack = (*pack, p.groups, 4 if isinstance(p, FourBitConv) else 8)
     packer = "pack_w8a8" if dense else "pack_bsr"
     return conv_case(p, "conv2d_w8a8", pack, packer, x, residual, (out_scale, out_zero), flat)
 

@@ -145,3 +145,14 @@ def test_conv_problems_cover_every_remainder_and_field() -> None:
     assert {p.stride for p in depthwise} == {p.stride for p in ps}
     assert len({p.padding for p in ps if len(set(p.padding)) == 4}) == 24
     assert any(p.groups > 1 and p.groups < p.channels for p in ps)
+
+
+def test_four_bit_conv_problems_cover_every_remainder_and_field() -> None:
+    ps = [problems.four_bit_conv_problem(i) for i in range(MIN_CASES)]
+    assert not any(p.groups == p.channels == p.out_channels > 1 for p in ps)
+    dense = [p for p in ps if p.groups == 1]
+    assert _covers({(p.out_channels % 16, p.k % 64) for p in dense}, range(16), range(64))
+    quads = {-(-p.channels // p.groups // 4) * p.kernel[0] * p.kernel[1] % 2 for p in dense}
+    assert quads == {0, 1}  # lines of a panel: even and odd
+    assert _covers({(p.layout, p.in_dtype, p.out_dtype) for p in ps}, (0, 1), range(4), problems.OUT_DTYPES)
+    assert any(p.groups > 1 and p.channels == p.groups for p in ps)

@@ -22,7 +22,7 @@ def assert_same(a: W8A8Canonical, b: W8A8Canonical) -> None:
     assert torch.equal(a.weight_scale, b.weight_scale)
     assert (a.bias is None) == (b.bias is None)
     assert a.bias is None or b.bias is None or torch.equal(a.bias, b.bias)
-    for name in ("input_mode", "input_scale", "input_zero_point", "activation", "groups"):
+    for name in ("input_mode", "input_scale", "input_zero_point", "activation", "groups", "weight_bits"):
         assert getattr(a, name) == getattr(b, name), name
 
 
@@ -122,7 +122,7 @@ def test_messages_of_the_reference_layout() -> None:
     cases = {
         "packed blob: payload checksum mismatch, the weights are corrupt": payload,
         "packed blob: header checksum mismatch, the header is corrupt": header,
-        "packed blob: layout version 9, this build reads version 2": _header_with(8, 9),
+        "packed blob: layout version 9, this build reads version 3": _header_with(8, 9),
         f"packed blob: {packed.numel() - 1} bytes, the header announces {packed.numel()}": packed[:-1],
         "packed blob: 10 bytes are shorter than the 256-byte header": packed[:10],
     }

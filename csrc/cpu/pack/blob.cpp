@@ -25,7 +25,17 @@ int64_t position(const BlobHeader& h, int64_t n, int64_t c, int64_t t) {
     return (n / kPanel) * (h.k_pad * kPanel) + (k / 4) * 64 + (n % kPanel) * 4 + k % 4;
 }
 
-// Calls f(position in blob, index in the canonical weight, padded output channel) for every weight.
+// Of four-bit weights: the byte that holds the weight which unpacks to `position`, and the shift of its nibble.
+struct NibblePlace {
+    int64_t byte;
+    int shift;
+};
+NibblePlace nibble_place(int64_t position) {
+    constexpr int64_t kHalf = kLineBytes / 2;
+    return {position / kLineBytes * kHalf + position % kHalf, position % kLineBytes < kHalf ? 0 : 4};
+}
+
+// Calls f(position in the n16k4 panels, index in the canonical weight, padded output channel) for every weight.
 template <class F>
 void for_each_weight(const BlobHeader& h, F&& f) {
     const int64_t sets = panel_sets(h);
@@ -39,9 +49,18 @@ void for_each_weight(const BlobHeader& h, F&& f) {
                       ((g * per_set + n) * h.in_channels + c) * taps + t, g * h.panels * kPanel + n);
 }
 
-void pack_panels(const LayerSpec& s, const BlobHeader& h, int8_t* panels, int32_t* sums) {
+void pack_panels(const LayerSpec& s, const BlobHeader& h, uint8_t* panels, int32_t* sums) {
+    constexpr int kMiddle = 8, kTwoZeros = kMiddle << 4 | kMiddle;
+    const bool nibbles = has_packed_panels(h);
+    if (nibbles) std::memset(panels, kTwoZeros, static_cast<size_t>(h.column_sum_offset - h.panels_offset));
     for_each_weight(h, [&](int64_t to, int64_t from, int64_t channel) {
-        panels[to] = s.weight[from];
+        if (nibbles) {
+            const NibblePlace p = nibble_place(to);
+            const int others = panels[p.byte] & ~(15 << p.shift);
+            panels[p.byte] = static_cast<uint8_t>(others | (s.weight[from] + kMiddle) << p.shift);
+        } else {
+            panels[to] = static_cast<uint8_t>(s.weight[from]);
+        }
         sums[channel] += s.weight[from];
     });
 }
@@ -67,7 +86,7 @@ void pack_blob(const LayerSpec& s, uint8_t* blob, int64_t bytes) {
     } else if (s.sparse) {
         pack_blocks(*s.sparse, h, blob, sums);
     } else {
-        pack_panels(s, h, reinterpret_cast<int8_t*>(blob + h.panels_offset), sums);
+        pack_panels(s, h, blob + h.panels_offset, sums);
     }
     float* scales = reinterpret_cast<float*>(blob + h.scale_offset);  // of channels: weights in groups have their own
     float* bias = reinterpret_cast<float*>(blob + h.bias_offset);
@@ -91,7 +110,14 @@ void verify_blob(const uint8_t* blob, int64_t bytes) {
 void unpack_weight(const uint8_t* blob, int8_t* weight) {
     const BlobHeader& h = *reinterpret_cast<const BlobHeader*>(blob);
     const int8_t* panels = blob_panels(h);
-    for_each_weight(h, [&](int64_t from, int64_t to, int64_t) { weight[to] = panels[from]; });
+    for_each_weight(h, [&](int64_t from, int64_t to, int64_t) {
+        if (!has_packed_panels(h)) {
+            weight[to] = panels[from];
+            return;
+        }
+        const NibblePlace p = nibble_place(from);
+        weight[to] = static_cast<int8_t>((panels[p.byte] >> p.shift & 15) - 8);
+    });
 }
 
 }  // namespace fastcompress

@@ -19,6 +19,23 @@ void require(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument(message);
 }
 
+// Whether channels do not mix at all: each kernel sees the one channel that it makes.
+bool is_depthwise_shape(int64_t in_channels, int64_t groups, int64_t out_channels) {
+    return in_channels == 1 && groups == out_channels && groups > 1;
+}
+
+void check_four_bits(const LayerSpec& s) {
+    require(s.weight_rank == 4 && s.weight && !is_depthwise_shape(s.in_channels, s.groups, s.out_channels),
+            "pack_w8a8: weight_bits 4 is for dense convolutions that are not depthwise; use 8, or pack_w4 for a linear "
+            "layer");
+    const int64_t each = s.in_channels * s.kernel_h * s.kernel_w;
+    for (int64_t i = 0; i < s.out_channels * each; ++i) {
+        if (s.weight[i] >= -8 && s.weight[i] <= 7) continue;
+        require(false, "pack_w8a8: weight holds " + std::to_string(s.weight[i]) + " in output channel " +
+                           std::to_string(i / each) + ", four bits hold -8 to 7; use weight_bits 8");
+    }
+}
+
 void check_spec(const LayerSpec& s) {
     require(s.out_channels > 0 && s.in_channels > 0 && s.kernel_h > 0 && s.kernel_w > 0 && s.groups > 0,
             "pack_w8a8: weight has an empty dimension");
@@ -38,6 +55,9 @@ void check_spec(const LayerSpec& s) {
             "pack_w8a8: convolutions take static activations (input_mode 0) only");
     require(s.grouped || s.input_mode != InputMode::per_group_16bit,
             "pack_w8a8: activations of 16 bits (input_mode 3) are for weights in groups (pack_w4, pack_w8)");
+    require(s.weight_bits == 8 || s.weight_bits == 4,
+            "pack_w8a8: weight_bits is " + std::to_string(s.weight_bits) + ", allowed: 4 and 8");
+    if (s.weight_bits == 4) check_four_bits(s);
 }
 
 // Without column sums and scales, float weights need no room for them.
@@ -56,7 +76,7 @@ void lay_out(BlobHeader& h) {
         lay_out_channels(h, h.panels * kPanel);
         return;
     }
-    const bool depthwise = h.weight_rank == 4 && h.in_channels == 1 && h.groups == h.out_channels && h.groups > 1;
+    const bool depthwise = h.weight_rank == 4 && is_depthwise_shape(h.in_channels, h.groups, h.out_channels);
     h.family = static_cast<int32_t>(depthwise            ? Family::depthwise
                                     : h.weight_rank == 2 ? Family::linear
                                                          : Family::conv2d);
@@ -67,7 +87,7 @@ void lay_out(BlobHeader& h) {
     h.panels = ceil_div(h.out_channels / sets, kPanel);
     const int64_t padded_channels = sets * h.panels * kPanel;
     h.panels_offset = kHeaderBytes;
-    h.column_sum_offset = h.panels_offset + padded_channels * h.k_pad;
+    h.column_sum_offset = h.panels_offset + sets * h.panels * panel_bytes(h);
     lay_out_channels(h, padded_channels);
 }
 
@@ -95,7 +115,10 @@ bool consistent(const BlobHeader& h, int64_t bytes) {
                       : h.input_mode == static_cast<int32_t>(InputMode::per_group_16bit) || h.group_size != 0 ||
                             h.scale_dtype != 0 || h.zero_kind != 0 || h.zero_offset != 0)
         return false;
-    if (is_grouped(h) && (is_block_sparse(h) || has_real_weights(h))) return false;
+    if ((is_grouped(h) || is_four_bit(h)) && (is_block_sparse(h) || has_real_weights(h))) return false;
+    if (!is_grouped(h) && h.value_bits != 0 &&
+        !(is_four_bit(h) && h.weight_rank == 4 && !is_depthwise_shape(h.in_channels, h.groups, h.out_channels)))
+        return false;
     if (is_block_sparse(h) ? !consistent_blocks(h)
                            : h.block_h != 0 || h.block_w != 0 || h.blocks != 0 || h.entries != 0)
         return false;
@@ -159,6 +182,7 @@ BlobHeader plan_blob(const LayerSpec& s) {
     h.input_zero_point = s.input_zero_point;
     h.activation = static_cast<int32_t>(s.activation);
     h.value_dtype = static_cast<int32_t>(DType::s8);
+    if (s.weight_bits == 4) h.value_bits = 4;
     if (s.sparse) plan_blocks(*s.sparse, h);
     if (s.grouped) plan_grouped(*s.grouped, h);
     lay_out(h);

@@ -116,8 +116,9 @@ void lay_out_grouped(BlobHeader& h) {
 }
 
 bool consistent_grouped(const BlobHeader& h) {
-    return h.weight_rank == 2 && is_group_size(h.group_size, h.in_channels) && is_scale_type(h.scale_dtype) &&
-           h.zero_kind >= 0 && h.zero_kind <= (is_four_bit(h) ? 2 : 0) && is_mode(h.input_mode, h.value_bits);
+    return h.value_bits != 0 && h.weight_rank == 2 && is_group_size(h.group_size, h.in_channels) &&
+           is_scale_type(h.scale_dtype) && h.zero_kind >= 0 && h.zero_kind <= (is_four_bit(h) ? 2 : 0) &&
+           is_mode(h.input_mode, h.value_bits);
 }
 
 void pack_grouped(const GroupedSpec& s, const BlobHeader& h, uint8_t* blob) {

@@ -11,6 +11,12 @@
 //
 // and is then padded to k_pad, a multiple of the ISA's k_unit. Padding holds zero weights.
 //
+// Convolutions (but not depthwise ones) may hold weights of -8 .. 7 in four bits, as codes: the value plus 8. A line of a panel, four
+// inputs of 16 channels, takes 32 bytes, and a call unpacks the panels before it multiplies (kernels.h, UnpackFunction):
+//
+//     low nibble of byte  4n + i  of a line:  input i of channel n,  n in 0..7
+//     high nibble                             input i of channel n + 8
+//
 // Block-sparse weights, of linear layers and of convolutions without groups, keep the blocks that are not zero:
 //
 //     | header 256 | first block of each row of blocks | column of each block  | blocks      | sums | scales | bias |
@@ -82,7 +88,7 @@ struct BlobHeader {
     int64_t pointer_offset, index_offset;  // bytes from the start
     int32_t block_h, block_w;              // 0: dense
     int32_t value_dtype;                   // s8, f32 or bf16
-    int32_t value_bits;                    // of weights in groups: 4 or 8; 0: what value_dtype says
+    int32_t value_bits;   // of weights in groups: 4 or 8; of a convolution's: 4; 0: what value_dtype says
     int64_t group_size;   // weights in groups only, like the following: inputs a group, the last may have fewer
     int32_t scale_dtype;  // f32, bf16 or f16
     int32_t zero_kind;    // ZeroKind
@@ -127,6 +133,7 @@ struct LayerSpec {
     const float* bias = nullptr;
     int64_t out_channels = 0, in_channels = 0, groups = 1, kernel_h = 1, kernel_w = 1;
     int32_t weight_rank = 2;
+    int32_t weight_bits = 8;  // of a convolution's s8 weights: 8, or 4 where all are -8 .. 7
     InputMode input_mode = InputMode::per_tensor;
     float input_scale = 1.0f;
     int32_t input_zero_point = 0;
@@ -172,9 +179,13 @@ inline const int32_t* blob_pointers(const BlobHeader& h) {
 }
 inline const uint8_t* blob_index(const BlobHeader& h) { return reinterpret_cast<const uint8_t*>(&h) + h.index_offset; }
 inline bool is_linear(const BlobHeader& h) { return h.weight_rank == 2; }
-inline bool is_grouped(const BlobHeader& h) { return h.value_bits != 0; }
+inline bool is_grouped(const BlobHeader& h) { return h.group_size != 0; }
 inline bool is_four_bit(const BlobHeader& h) { return h.value_bits == 4; }
+// Whether the panels of a dense layer must be unpacked to n16k4 before a product.
+inline bool has_packed_panels(const BlobHeader& h) { return is_four_bit(h) && !is_grouped(h); }
 constexpr int64_t kLineBytes = 64;
+// Of one panel of a dense layer, as it is stored.
+inline int64_t panel_bytes(const BlobHeader& h) { return h.k_pad * kPanel / (has_packed_panels(h) ? 2 : 1); }
 inline int64_t group_count(const BlobHeader& h) { return ceil_div(h.in_channels, h.group_size); }
 inline bool has_real_weights(const BlobHeader& h) { return h.value_dtype != static_cast<int32_t>(DType::s8); }
 // Bytes of a stored block, and of an entry of the index.

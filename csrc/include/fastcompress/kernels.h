@@ -184,6 +184,9 @@ struct SparseTable {
 };
 constexpr int kSparseIntegerKernels = 3, kSparseRealKernels = 4;
 
+// Panels of four-bit weights (blob.h) to n16k4: `lines` lines of 64 bytes to `to`, from half as many bytes.
+using UnpackFunction = void (*)(const uint8_t* from, int64_t lines, int8_t* to);
+
 struct KernelTable {
     Isa isa;
     const char* name;
@@ -206,6 +209,7 @@ struct KernelTable {
 
     SparseTable sparse;
     GroupedTable grouped;
+    UnpackFunction unpack_nibbles;
 
     EpilogueFunction epilogue;
 

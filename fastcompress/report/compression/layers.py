@@ -57,7 +57,7 @@ def _sparsity(module: nn.Module | None) -> float | None:
 
 def _precision(module: nn.Module) -> str:
     if isinstance(module, QuantizedLayer):
-        return "int8"
+        return f"int{getattr(module, 'weight_bits', 8)}"
     if isinstance(module, GroupQuantized):
         return f"int{module.weight_bits}"
     if isinstance(module, BlockSparse):
