@@ -14,7 +14,7 @@ def perplexity_table(details: Mapping[str, Sequence[Mapping[str, object]]]) -> s
         return ""
     dense = float(str(rows[0]["perplexity"]))
     lines = [
-        f"SmolLM2-135M-Instruct, every linear but the tied head, symmetric; perplexity of fp32: {dense:.3f}. Windows of "
+        f"SmolLM2-135M-Instruct, every linear but the tied head, symmetric; perplexity of fp32 {dense:.3f}. Windows of "
         "512 tokens for calibration; text: the Python language reference and scikit-learn's data set descriptions, "
         "split by document.",
         "",
