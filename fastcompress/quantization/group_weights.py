@@ -67,7 +67,7 @@ def find_weights(plan: Plan) -> None:
     )
     for name, job in plan.jobs.items():
         if name not in found:
-            job.notes.append(f"rounded to the nearest: {config.algorithm} takes plain linear layers without BatchNorm")
+            job.notes.append(f"rounded to the nearest: {config.algorithm} takes plain linear layers, without masks and without BatchNorm behind them")
             continue
         job.weights = found[name].canonical
         job.notes.append(_note(found[name].report))
