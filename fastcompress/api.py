@@ -49,7 +49,7 @@ def quantize(
         model: any model; it is run, not traced.
         scheme: ``"W8A8"`` (static activations; convolutions and linears; needs ``calibration_data``),
             ``"W8A8-dynamic"`` (activations per token at run time; linears), ``"W4A8"`` (that with four-bit weights),
-            ``"W4A16"`` and ``"W8A16"`` (four- and eight-bit weights, float activations; linears), or a `QuantConfig`
+            ``"W4A16"`` and ``"W8A16"`` (four- and eight-bit weights, 16-bit activations; linears), or a `QuantConfig`
             with every option.
         calibration_data: iterable of batches. A tensor is ``model(x)``, a dict ``model(**x)``, a tuple or list its
             first element. Optional for all but ``"W8A8"``: there it shows what can be fused and which shapes are

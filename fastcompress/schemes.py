@@ -12,8 +12,8 @@ class Scheme:
     """One scheme.
 
     Attributes:
-        input_mode: how a layer gets its activations: static, dynamic (int8 by token), dynamic_symmetric, or float (as
-            they come).
+        input_mode: how a layer gets its activations: static, dynamic or dynamic_symmetric (8 bits by token), or
+            dynamic_16bit (16 bits by token and group).
         weight_bits: 4 or 8.
         group_size: default number of inputs that share a scale, -1 for the whole row; None where scales are by channel
             and cannot be otherwise.
@@ -30,7 +30,7 @@ class Scheme:
 
     @property
     def weight_only(self) -> bool:
-        """Whether activations stay float."""
+        """Whether it is the weights' size that counts: activations keep 16 bits."""
         return self.input_mode == "dynamic_16bit"
 
 

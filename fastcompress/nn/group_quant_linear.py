@@ -74,7 +74,7 @@ class GroupQuantLinear(GroupQuantized, ReorderedLayer, PackedLinear):
         >>> layer(torch.randn(5, 256)).shape
         torch.Size([5, 32])
 
-    Source: Frantar et al. 2023, "GPTQ", section 4 (groups; arXiv 2210.17323); csrc/cpu/families/w4_impl.h explains the
+    Source: Frantar et al. 2023, "GPTQ", section 4 (groups; arXiv 2210.17323); csrc/cpu/families/grouped_impl.h explains the
     kernels.
     """
 

@@ -14,7 +14,7 @@ ACTIVATIONS: dict[str, int] = {
     "hardsigmoid": 7,
 }
 
-#: How a layer gets its 8-bit activations; ``float``: it has none, weights in groups take floats as they are.
+#: How a layer gets its integer activations: of 8 bits, or (``dynamic_16bit``, weights in groups) of 16.
 INPUT_MODES: dict[str, int] = {"static": 0, "dynamic": 1, "dynamic_symmetric": 2, "dynamic_16bit": 3}
 
 #: Instruction sets with kernels of their own, weakest first. ``reference`` is plain torch.

@@ -67,7 +67,9 @@ def find_weights(plan: Plan) -> None:
     )
     for name, job in plan.jobs.items():
         if name not in found:
-            job.notes.append(f"rounded to the nearest: {config.algorithm} takes plain linear layers, without masks and without BatchNorm behind them")
+            job.notes.append(
+                f"rounded to the nearest: {config.algorithm} takes plain linears, without mask or BatchNorm"
+            )
             continue
         job.weights = found[name].canonical
         job.notes.append(_note(found[name].report))

@@ -3,7 +3,7 @@
 //     for each block of rows:  for each group:  nibbles of NP panels to bytes [quad][NV vectors], in L1
 //                                               for each tile of MR rows: products, then its float sums
 //
-// The float sums of a block lie in L1 or L2: 96 rows of 64 channels take 24 KiB, a group of 128 inputs 8 KiB of bytes.
+// The float sums of a block lie in L1: 48 rows of 64 channels take 12 KiB, a group of 128 inputs 8 KiB of bytes.
 #pragma once
 
 #include "fastcompress/kernels.h"
@@ -11,8 +11,8 @@
 namespace {
 
 using fastcompress::kGroupedBlockOctets;
+using fastcompress::kGroupedBlockRows;
 
-constexpr int64_t kBlockRows = 48;  // their float sums share L1 (32 KiB) with the bytes
 constexpr int64_t kManyRows = 12;  // from here on, tiles enough share the bytes
 
 // Octets [octet, end) of NP panels to p.bytes.
@@ -59,13 +59,11 @@ void expanded_tile(const GroupedProduct& p, int64_t panel, int64_t row, int64_t 
     close_group<N, rows_each, MR, NV>(p, panel, row, g, sum, sums);
 }
 
-static_assert(kBlockRows * 64 <= fastcompress::kGroupedScratchElements, "a block's sums fit the scratch");
-
 template <class N, int rows_each, int MR, int NP>
 void grouped_block(const GroupedProduct& p, int64_t panel) {
     constexpr int NV = NP * kVectorsPerPanel;
-    for (int64_t row0 = 0; row0 < p.rows; row0 += kBlockRows) {
-        const int64_t end = row0 + kBlockRows < p.rows ? row0 + kBlockRows : p.rows;
+    for (int64_t row0 = 0; row0 < p.rows; row0 += kGroupedBlockRows) {
+        const int64_t end = row0 + kGroupedBlockRows < p.rows ? row0 + kGroupedBlockRows : p.rows;
         for_each_tile<rows_each, MR>(row0, end, [&](auto count, int64_t row) {
             start_sums<rows_each, decltype(count)::value, NV>(p, panel, row,
                                                               p.c + (row - row0) / rows_each * NV * Vec::width);

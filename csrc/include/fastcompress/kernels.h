@@ -144,8 +144,7 @@ struct GroupedProduct {
     int64_t rows, a_stride;  // rows: of s8
     const int32_t* sums;     // [rows, groups]: of a group's activations
     const float* a_scale;    // [rows], or [rows / 2, groups]
-    const float*
-        input_sum;  // with minima, [rows of activations, groups]: their sum, in 16 bits (256 high + low) a_scale
+    const float* input_sum;  // with minima, [activations' rows, groups]: sum, in 16 bits (256 high + low) a_scale
     const uint8_t* w;
     const void* scale;
     DType scale_dtype;
@@ -160,8 +159,8 @@ struct GroupedProduct {
     const Epilogue* epilogue;
     int64_t row0;
 };
-constexpr int64_t kGroupedBlockRows = 96,
-                  kGroupedBlockOctets = 32;  // rows and inputs of a group that are taken together
+// Rows, and eights of a group's inputs, that are taken together: sums and bytes of both share 32 KiB of L1.
+constexpr int64_t kGroupedBlockRows = 48, kGroupedBlockOctets = 32;
 constexpr int64_t kGroupedScratchElements = kGroupedBlockRows * 64;
 constexpr int64_t kGroupedScratchBytes = kGroupedBlockOctets * 8 * 64;
 
