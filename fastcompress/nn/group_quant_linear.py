@@ -74,8 +74,8 @@ class GroupQuantLinear(GroupQuantized, ReorderedLayer, PackedLinear):
         >>> layer(torch.randn(5, 256)).shape
         torch.Size([5, 32])
 
-    Source: Frantar et al. 2023, "GPTQ", section 4 (groups; arXiv 2210.17323); csrc/cpu/families/grouped_impl.h explains the
-    kernels.
+    Source: Frantar et al. 2023, "GPTQ", section 4 (groups; arXiv 2210.17323); the kernels explain themselves in
+    csrc/cpu/families/grouped_impl.h.
     """
 
     _ordered_entry = "weight_scale"
