@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastcompress.formats.checkpoints import StoredLayer
 from fastcompress.formats.checkpoints.build import is_quantized, stored_layer
-from fastcompress.integrations.pretrained import keep_ties
+from fastcompress.integrations.hf_ties import keep_ties
 
 __all__ = ["Waiting", "forget_replaced_ties", "named_as_in", "put", "quantized_names", "stored_layers"]
 

@@ -28,7 +28,7 @@ from fastcompress.integrations.hf_model import (
     quantized_names,
     stored_layers,
 )
-from fastcompress.integrations.pretrained import keep_ties
+from fastcompress.integrations.hf_ties import keep_ties
 
 try:
     from transformers.quantizers.auto import register_quantization_config, register_quantizer

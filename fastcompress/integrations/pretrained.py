@@ -15,8 +15,9 @@ from fastcompress.errors import CheckpointError
 from fastcompress.formats.checkpoints import Checkpoint, read_checkpoint
 from fastcompress.formats.checkpoints.directory import read_json
 from fastcompress.formats.checkpoints.placing import fill_tensors, place_layers, with_input_mode
+from fastcompress.integrations.hf_ties import keep_ties
 
-__all__ = ["keep_ties", "load_pretrained", "materialize_buffers"]
+__all__ = ["load_pretrained", "materialize_buffers"]
 
 _FUNCTION = "load_pretrained"
 _INPUT_MODES = (None, "dynamic_16bit", "dynamic_symmetric")
@@ -169,17 +170,6 @@ def _both_stored(checkpoint: Checkpoint, target: str, source: str) -> bool:
         return all(stored)
     first, second = checkpoint.tensors.get(target), checkpoint.tensors.get(source)
     return first is not None and second is not None and not torch.equal(first, second)
-
-
-def keep_ties(model: Any, kept: Mapping[str, str]) -> None:
-    """Leave transformers only these pairs of tied parameters: layers of ours are tied already, and have none."""
-    if not hasattr(model, "all_tied_weights_keys"):
-        return
-    model.all_tied_weights_keys = dict(kept)
-    if not kept:
-        for module in model.modules():
-            if getattr(module, "_tied_weights_keys", None):
-                module._tied_weights_keys = None  # what `tie_weights` would look the pairs up in again
 
 
 def materialize_buffers(model: Any, device: torch.device) -> None:

@@ -67,9 +67,7 @@ def find_weights(plan: Plan) -> None:
     )
     for name, job in plan.jobs.items():
         if name not in found:
-            job.notes.append(
-                f"rounded to the nearest: {config.algorithm} takes plain linears, no masks or BatchNorm"
-            )
+            job.notes.append(f"rounded to the nearest: {config.algorithm} takes plain linears, no masks or BatchNorm")
             continue
         job.weights = found[name].canonical
         job.notes.append(_note(found[name].report))
