@@ -29,6 +29,7 @@ SUITES: dict[str, str] = {
     "linear": "benchmarks.kernels.linear_w8a8",
     "conv2d": "benchmarks.kernels.conv2d_w8a8",
     "linear_w4": "benchmarks.kernels.linear_w4",
+    "conv2d_w4": "benchmarks.kernels.conv2d_w4",
     "sparse": "benchmarks.kernels.sparse_w8a8",
     "sparse_fine": "benchmarks.kernels.sparse_fine",
     "sparse_float": "benchmarks.kernels.sparse_float",

@@ -42,6 +42,11 @@ def w4_targets() -> list[Target]:
             rows.append(Target(f"{key}.bf16", "linear_w4", title, "torch bf16", 1.5 if measured else None))
             rows.append(Target(f"{key}.fp32", "linear_w4", title, "torch fp32", 8.0 if measured else None))
     bits = "bits a weight of a packed 4096×4096 layer, group 128, bfloat16 scales"
+    conv = "QuantConv2d, weights of four bits, distinct shapes of ResNet-50"
+    rows += [
+        Target("conv2d_w4.time", "conv2d_w4", f"{conv} (geometric mean)", "eight bits", None),
+        Target("conv2d_w4.bytes", "conv2d_w4", f"{conv}: packed bytes", "eight bits", 0.55, "", True),
+    ]
     return [*rows, Target("w4.bits", "linear_w4", bits, "absolute", 4.3, "bits", True)]
 
 
