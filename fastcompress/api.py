@@ -204,7 +204,7 @@ def _source(
         if needing:
             raise ValueError(
                 f"quantize: {' and '.join(needing)} needs calibration_data: an iterable of batches, some hundred real "
-                "samples in all; scheme 'W8A8-dynamic' and algorithms 'rtn' and 'hqq' need none"
+                "samples in all; the other schemes and the algorithms 'rtn' and 'hqq' need none"
             )
     elif config.equalize or config.smoothquant is not None or config.algorithm in ("gptq", "awq"):
         batches = replayable(batches)

@@ -35,7 +35,7 @@ def _decision(model: nn.Module, name: str) -> tuple[str, str]:
 def test_static_quantization_without_data() -> None:
     message = (
         "quantize: scheme 'W8A8' needs calibration_data: an iterable of batches, some hundred real samples in all; "
-        "scheme 'W8A8-dynamic' needs none"
+        "the other schemes and the algorithms 'rtn' and 'hqq' need none"
     )
     with error(ValueError, message):
         fc.quantize(_model(), "W8A8")
@@ -54,8 +54,8 @@ def test_calibration_data_that_yields_nothing(nothing: Callable[[], Any]) -> Non
         (TypeError, "quantize: model must be a torch.nn.Module, got int", (3,)),
         (
             ValueError,
-            "QuantConfig: scheme 'W8A8-dynamc' is unknown; valid are 'W8A8', 'W8A8-dynamic'; did you mean "
-            "'W8A8-dynamic'?",
+            "QuantConfig: scheme 'W8A8-dynamc' is unknown; valid are 'W8A8', 'W8A8-dynamic', 'W4A8', 'W4A16', 'W8A16'; "
+            "did you mean 'W8A8-dynamic'?",
             (nn.Linear(4, 4), "W8A8-dynamc"),
         ),
     ],
