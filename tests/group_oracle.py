@@ -37,7 +37,7 @@ def split_16bit(
 
     A row with a NaN or an infinity has zeros and NaN steps.
     """
-    finite = np.isfinite(x).all(axis=1)
+    finite: Array = np.asarray(np.isfinite(x).all(axis=1))
     v = _by_group(np.where(finite[:, None], x, F32(0.0)), group_size).astype(np.float32)
     step = np.maximum(np.abs(v).max(axis=2) * _INV32639, _SMALLEST_STEP)
     a = np.rint(v * (F32(1.0) / step)[:, :, None]).astype(np.int64)

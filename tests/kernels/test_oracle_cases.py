@@ -127,6 +127,8 @@ def test_group_problems_cover_every_remainder_and_field(family: str) -> None:
         assert {p.groups % 2 for p in parts if p.group_size == size} == {0, 1}
     whole = [p for p in ps if p.group_size == p.k]
     assert {p.k for p in whole} >= set(range(1, 138))
+    # Groups too large for many rows to share the bytes of a panel.
+    assert {p.m % 12 for p in whole if p.k > 256 and p.m >= 12} == set(range(12))
     for some in (parts, whole):
         assert _covers({(p.extreme, p.signed_scales, p.zero_kind) for p in some}, (0, 1), (0, 1), kinds)
         assert _covers({(p.hostile, p.in_dtype) for p in some}, (0, 1), range(3))
