@@ -20,6 +20,7 @@ __all__ = [
     "Epilogue",
     "activate32",
     "activate64",
+    "add_terms",
     "block_sums",
     "conv2d_acc",
     "conv2d_patches",
@@ -197,7 +198,12 @@ def pre_activation(acc: NDArray[np.int64], x_scale: Array | float, e: Epilogue) 
     """v before the activation, float32, in the documented order; ``acc`` ``[M,N]``, ``x_scale`` ``[M]`` or a number."""
     xs = np.asarray(x_scale, dtype=np.float32).reshape(-1, 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        v = acc.astype(np.float32) * (xs * e.weight_scale[None, :])
+        return add_terms(acc.astype(np.float32) * (xs * e.weight_scale[None, :]), e)
+
+
+def add_terms(v: NDArray[np.float32], e: Epilogue) -> NDArray[np.float32]:
+    """The epilogue's additions to scaled sums ``v [M,N]``: the bias, then the residual."""
+    with np.errstate(over="ignore", invalid="ignore"):
         if e.bias is not None:
             v = v + e.bias[None, :]
         if e.residual is not None:

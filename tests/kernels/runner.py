@@ -21,6 +21,8 @@ __all__ = [
     "build_quantize",
     "check",
     "conv_case",
+    "expected_output",
+    "make_epilogue",
     "matrix_of",
     "only_blocks",
     "place",
@@ -81,7 +83,13 @@ def _finish(
     """Output scale and zero point, and the expected ``[M,N]`` output."""
     if out_dtype == "i32":
         return 1.0, 0, Expected("i32", acc.astype(np.int32))
-    v = oracles.pre_activation(acc, x_scale, e)
+    return expected_output(rng, oracles.pre_activation(acc, x_scale, e), e, out_dtype)
+
+
+def expected_output(
+    rng: np.random.Generator, v: NDArray[np.float32], e: oracles.Epilogue, out_dtype: str
+) -> tuple[float, int, Expected]:
+    """Output scale and zero point, and what becomes of ``v [M,N]``, the value in front of the activation."""
     exact = e.activation in oracles.EXACT_ACTIVATIONS
     if out_dtype in ("u8", "s8"):
         signed = out_dtype == "s8"
@@ -103,9 +111,10 @@ def _finish(
     return 1.0, 0, Expected(out_dtype, None, y=y, bound=tolerances.output_bound(e.activation, out_dtype, v, y))
 
 
-def _epilogue(
+def make_epilogue(
     rng: np.random.Generator, p: Any, weight_scale: Array, bias: Array | None, shape: tuple[int, int]
 ) -> tuple[Array | None, oracles.Epilogue]:
+    """The problem's residual, encoded, and its epilogue."""
     wanted = p.residual is not None and p.out_dtype != "i32"  # raw accumulators take no residual
     residual = problems.float_values(rng, shape, p.residual, 1.0) if wanted else None
     decoded = None if residual is None else oracles.decode(residual, p.residual)
@@ -122,7 +131,7 @@ def build_linear(p: LinearProblem) -> Case:
         mask = block_mask(p)
         weight = only_blocks(weight, mask, p.form)
         stored = (*block_csr(weight, mask, p.form), weight.shape)
-    residual, epilogue = _epilogue(rng, p, weight_scale, bias, (p.m, p.n))
+    residual, epilogue = make_epilogue(rng, p, weight_scale, bias, (p.m, p.n))
     static = p.mode == "static"
     zero_point = int(rng.integers(256)) if static else 0
     arguments: dict[str, Any] = {"residual": residual, "dtype": p.in_dtype, "out_dtype": p.out_dtype}
@@ -204,7 +213,7 @@ def build_conv(p: ConvProblem) -> Case:
         matrix = only_blocks(matrix_of(weight), mask, p.form)
         weight = matrix.reshape(p.out_channels, *p.kernel, p.channels).transpose(0, 3, 1, 2)
         stored = (*block_csr(matrix, mask, p.form), shape)
-    residual, epilogue = _epilogue(rng, p, weight_scale, bias, (p.pixels, p.out_channels))
+    residual, epilogue = make_epilogue(rng, p, weight_scale, bias, (p.pixels, p.out_channels))
     zero_point = int(rng.integers(256))
     q = x if p.in_dtype == "u8" else oracles.quantize_per_tensor(oracles.decode(x, p.in_dtype), scale, zero_point)
     acc = oracles.conv2d_acc(q, zero_point, weight, p.stride, p.padding, p.dilation, p.groups)

@@ -1,4 +1,7 @@
-"""No kernel touches a byte before or behind its buffers: x, weights, blob, residual, scales, zero points, out."""
+"""No kernel touches a byte before or behind its buffers: x, weights, blob, residual, scales, zero points, out.
+
+Layers with weights in groups have an operator only, whose output is torch's memory: all but `out` is guarded.
+"""
 
 from __future__ import annotations
 

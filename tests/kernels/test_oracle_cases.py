@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests import block_problems, problems
+from tests import block_problems, group_problems, problems
 from tests.conftest import MIN_CASES, cases_run
 from tests.kernels import runner
 from tests.kernels.families import FAMILIES
@@ -104,6 +104,36 @@ def test_block_sparse_linear_problems_cover_every_remainder_and_field(form: bloc
     assert _covers({(p.n % 64, p.out_dtype, p.residual) for p in ps}, {p.n % 64 for p in ps}, outs, problems.RESIDUALS)
     assert _covers({(p.k // form.width % 16, p.blocks) for p in ps}, range(16), ALL_BLOCKS)
     assert any(p.k // form.width > 3 * 255 for p in ps)
+
+
+@pytest.mark.parametrize("family", group_problems.GROUP_FAMILIES)
+def test_group_problems_cover_every_remainder_and_field(family: str) -> None:
+    ps = [group_problems.group_problems(family)(i) for i in range(MIN_CASES)]
+    kinds, outs = group_problems.GROUP_FAMILIES[family].zero_kinds, problems.OUT_DTYPES[:-1]
+    for tile in (4, 6, 12, 48):
+        assert _covers({(p.m % tile, p.activation) for p in ps}, range(tile), ACTIVATIONS)
+        assert _covers({(p.m % tile, p.zero_kind, p.in_dtype) for p in ps}, range(tile), kinds, range(3))
+        assert _covers({(p.m % tile, p.n % 16) for p in ps}, range(tile), range(16))
+    assert _covers({(p.m, p.n) for p in ps}, range(61), range(71))
+    assert _covers({(p.n, p.k % 137) for p in ps}, range(71), range(137))
+    assert _covers({(p.n % 64, p.out_dtype) for p in ps}, range(64), outs)
+    assert _covers({(p.n % 16, p.residual, p.has_bias) for p in ps}, range(16), problems.RESIDUALS, (0, 1))
+    assert _covers({(p.n % 16, p.scale_dtype, p.zero_kind) for p in ps}, range(16), range(3), kinds)
+    assert _covers({(p.activation, p.out_dtype, p.residual) for p in ps}, ACTIVATIONS, outs, problems.RESIDUALS)
+    parts = [p for p in ps if p.group_size < p.k]
+    assert _covers({(p.group_size, p.zero_kind, p.scale_dtype) for p in parts}, range(6), kinds, range(3))
+    for size in group_problems.GROUP_SIZES:  # inputs in the last group: every number that it can have
+        assert {p.k % size for p in parts if p.group_size == size} == set(range(size))
+        assert {p.groups % 2 for p in parts if p.group_size == size} == {0, 1}
+    whole = [p for p in ps if p.group_size == p.k]
+    assert {p.k for p in whole} >= set(range(1, 138))
+    # Groups too large for many rows to share the bytes of a panel.
+    assert {p.m % 12 for p in whole if p.k > 256 and p.m >= 12} == set(range(12))
+    for some in (parts, whole):
+        assert _covers({(p.extreme, p.signed_scales, p.zero_kind) for p in some}, (0, 1), (0, 1), kinds)
+        assert _covers({(p.hostile, p.in_dtype) for p in some}, (0, 1), range(3))
+        assert any(p.magnitude < 2.0**-100 for p in some)
+        assert any(p.k > 1000 and p.extreme for p in some)
 
 
 @pytest.mark.parametrize("forms", [block_problems.S8_FORMS, block_problems.REAL_FORMS], ids=["s8", "float"])

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastcompress.ops import pack, reference, reference_layout
+from fastcompress.ops import pack, reference, reference_groups, reference_layout
 from tests.block_problems import FORMS, S8_FORMS
 from tests.kernels import runner
 from tests.kernels.blocks import layer
 from tests.kernels.families import FAMILIES
+from tests.kernels.group_runner import GroupCase, group_canonical
 from tests.kernels.torch_bridge import TORCH, array, block_canonical, canonical, tensor
 from tests.problems import ConvProblem, LinearProblem, QuantizeProblem
 from tests.tolerances import REFERENCE_AGREEMENT
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def _encoded(case: runner.Case) -> torch.Tensor:
     assert case.pack is not None
+    if isinstance(case, GroupCase):
+        return reference_groups.encode(group_canonical(case.pack))
     return reference_layout.encode((canonical if case.packer == "pack_w8a8" else block_canonical)(case.pack))
 
 
