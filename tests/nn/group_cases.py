@@ -78,7 +78,7 @@ def product(x: Tensor, w: Weights, mode: str, bias: Tensor | None = None, minimu
     zero = np.zeros_like(w.zero) if minimum is not None else w.zero
     step = np.maximum(np.abs(a).max(1, keepdims=True) * (F32(1) / F32(127)), F32(2.0**-100))
     low = np.clip(np.rint(a * (F32(1) / step)), -127, 127).astype(np.int64)
-    total = np.zeros((len(a), len(w.values)), F32)
+    total, terms = np.zeros((len(a), len(w.values)), F32), []
     for g in range(w.scale.shape[1]):
         part = slice(g * w.group_size, (g + 1) * w.group_size)
         weights = (w.values[:, part] - zero[:, g : g + 1]).T
@@ -92,9 +92,11 @@ def product(x: Tensor, w: Weights, mode: str, bias: Tensor | None = None, minimu
             rest = q - 256 * high
             sums = (high @ weights).astype(F32) * F32(256) + (rest @ weights).astype(F32)
             inputs = high.sum(1, keepdims=True).astype(F32) * F32(256) + rest.sum(1, keepdims=True).astype(F32)
-        total = total + (sums * w.scale[:, g]) * own
-        if minimum is not None:
-            total = total + (inputs * minimum[:, g]) * own
+        terms.append((sums * w.scale[:, g]) * own)
+        if minimum is not None:  # what minima give is added up before the groups
+            total = total + (inputs * own) * minimum[:, g]
+    for term in terms:
+        total = total + term
     if mode == "dynamic_symmetric":
         total = total * step
     return total if bias is None else total + bias.detach().float().numpy()
