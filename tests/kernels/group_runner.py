@@ -70,8 +70,9 @@ def _input(rng: np.random.Generator, p: GroupLinear) -> Array:
 
 def _values(rng: np.random.Generator, p: GroupLinear) -> Array:
     low, high, dtype = (0, 15, np.uint8) if p.bits == 4 else (-128, 127, np.int8)
-    if p.extreme:
-        return rng.choice(np.array([low, high], dtype=dtype), size=(p.n, p.k))
+    if p.extreme:  # both ends, or mostly one, where sums get large
+        share = rng.choice([0.0, 0.1, 0.5, 0.9, 1.0])
+        return np.where(rng.random((p.n, p.k)) < share, high, low).astype(dtype)
     return rng.integers(low, high + 1, size=(p.n, p.k), dtype=dtype)
 
 
@@ -79,7 +80,7 @@ def _scales(rng: np.random.Generator, p: GroupLinear) -> Array:
     """Encoded scales ``[N,groups]`` that put results near 1, where activations bend."""
     spread = np.exp(rng.uniform(np.log(0.3), np.log(6.0), size=(p.n, p.groups)))
     typical = 4.6 if p.bits == 4 else 73.9  # standard deviations of uniform values
-    scale = spread / (typical * np.sqrt(p.k) * max(p.magnitude, 0.1))
+    scale = spread / (typical * np.sqrt(p.k) * max(p.magnitude, 0.1 if p.scale_dtype == "f16" else 1e-30))
     if p.extreme:
         scale[:, 0] *= 2.0**-10  # f16: below its normal range
     if p.signed_scales:

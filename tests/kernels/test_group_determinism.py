@@ -13,6 +13,7 @@ import pytest
 from tests.group_problems import GROUP_FAMILIES, group_problems
 from tests.kernels import runner
 from tests.kernels.group_runner import build_group_linear
+from tests.problems import MAX_K
 
 #: Rows, outputs, inputs, group size. Threads share panels; in the last two, with few panels, rows as well.
 SHAPES = [
@@ -57,3 +58,16 @@ def test_bits_do_not_depend_on_threads_or_isa(
             case.call(native, packed, out, threads)
             wrong = runner.check(case.expected["out"], out["out"])
             assert not wrong, f"{isa}, {threads} threads: {wrong}\n{case.label}"
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+@pytest.mark.parametrize(("m", "k"), [(3, 4099), (13, 4099), (2, MAX_K)])
+def test_sums_that_float32_has_to_round(native: Any, isa: str, family: str, kind: str, m: int, k: int) -> None:
+    """Whole rows of the largest integers: exact sums up to 2^30, each rounded where the document says."""
+    for seed in range(6):
+        problem = group_problems(family)(seed)
+        changes: dict[str, Any] = {"zero_kind": kind, "extreme": True, "hostile": False, "magnitude": 1.0}
+        p = replace(problem, m=m, n=17, k=k, group_size=k, activation="none", out_dtype="f32", **changes)
+        case = build_group_linear(p)
+        wrong = runner.check(case.expected["out"], case.run(native, 1)["out"])
+        assert not wrong, f"{wrong}\n{case.label}"

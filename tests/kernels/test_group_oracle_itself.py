@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastcompress.ops import pack
 from fastcompress.ops.canonical_w4 import unpack_nibbles
 from tests import group_oracle, group_problems
 from tests.kernels.group_runner import build_group_linear, group_canonical, words_of
-from tests.kernels.torch_bridge import torch
 
 
 def _f32(value: float) -> float:
