@@ -152,9 +152,10 @@ void add_groups(py::module_& m) {
     m.def(
         "unpack_w4", [](const py::object& packed) { return unpack_groups("unpack_w4", packed, 4); }, py::arg("packed"),
         "The exact inverse of pack_w4, as a dict.");
-    m.def("pack_w8", &pack_w8, py::arg("weight"), py::arg("weight_scale"), py::arg("scale_dtype"), py::arg("bias"),
-          py::arg("group_size"), py::arg("input_mode"), py::arg("activation"),
-          "Pack s8 weights [out, in] with a scale for each group of inputs, for activations of 16 bits (input_mode 3).");
+    m.def(
+        "pack_w8", &pack_w8, py::arg("weight"), py::arg("weight_scale"), py::arg("scale_dtype"), py::arg("bias"),
+        py::arg("group_size"), py::arg("input_mode"), py::arg("activation"),
+        "Pack s8 weights [out, in] with a scale for each group of inputs, for activations of 16 bits (input_mode 3).");
     m.def(
         "unpack_w8", [](const py::object& packed) { return unpack_groups("unpack_w8", packed, 8); }, py::arg("packed"),
         "The exact inverse of pack_w8, as a dict.");

@@ -9,6 +9,7 @@
 
 namespace fastcompress {
 
-extern const ElementwiseTable kElementwise_avx2 = {run_epilogue, run_quantize, run_widen, run_split, run_range, run_read};
+extern const ElementwiseTable kElementwise_avx2 = {run_epilogue, run_quantize, run_widen,
+                                                   run_split,    run_range,    run_read};
 
 }  // namespace fastcompress
