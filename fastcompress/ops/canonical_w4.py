@@ -16,20 +16,21 @@ _PER_WORD = 8
 
 
 def pack_nibbles(values: Tensor) -> Tensor:
-    """Values 0 to 15 ``[out, in]`` as int32 words ``[out, ceil(in / 8)]``, the first one in the lowest bits."""
+    """Values 0 to 15 ``[out, in]`` as int32 words ``[out, ceil(in / 8)]``, the first one in the lowest bits.
+
+    On a little-endian machine, the only kind there are kernels for, the words' bytes are in the order of their values.
+    """
     out, inputs = values.shape
-    padded = torch.zeros(out, -(-inputs // _PER_WORD) * _PER_WORD, dtype=torch.int64, device=values.device)
-    padded[:, :inputs] = values
-    shifts = torch.arange(0, 32, 4, device=values.device)
-    words = (padded.view(out, -1, _PER_WORD) << shifts).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    padded = torch.nn.functional.pad(values.to(torch.uint8), (0, -inputs % _PER_WORD))
+    pairs = padded.reshape(out, padded.shape[1] // 2, 2)
+    return (pairs[..., 0] | pairs[..., 1] << 4).contiguous().view(torch.int32)
 
 
 def unpack_nibbles(words: Tensor, inputs: int) -> Tensor:
     """What `pack_nibbles` packed, uint8 ``[out, inputs]``."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
-    values = (words.unsqueeze(-1) >> shifts) & 15
-    return values.reshape(words.shape[0], -1)[:, :inputs].to(torch.uint8)
+    octets = words.contiguous().view(torch.uint8)
+    values = torch.stack((octets & 15, octets >> 4), -1)
+    return values.reshape(words.shape[0], 2 * octets.shape[1])[:, :inputs].contiguous()
 
 
 @dataclass(frozen=True)

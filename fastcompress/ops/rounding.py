@@ -9,7 +9,7 @@ from .canonical_w4 import W4Canonical, pack_nibbles
 from .canonical_w8 import W8Canonical
 from .checks import check_weight
 
-__all__ = ["SCALE_DTYPES", "round_to_nearest"]
+__all__ = ["SCALE_DTYPES", "asymmetric_scales", "from_groups", "round_to_nearest", "storable", "to_groups"]
 
 #: What scales of groups may be stored as.
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,26 +51,23 @@ def round_to_nearest(
     Source: Frantar et al. 2023, "GPTQ", section 2 (round-to-nearest, RTN; arXiv 2210.17323).
     """
     groups = _grouped(weight, group_size, bits, symmetric, scale_dtype)
-    out, inputs = weight.shape
-    size = groups.shape[2]
+    inputs, size = weight.shape[1], groups.shape[2]
     own = None if bias is None else bias.detach().to(torch.float32).clone()
     if bits == 8:
-        scale = _storable(groups.abs().amax(-1) / 127.0, scale_dtype)
+        scale = storable(groups.abs().amax(-1) / 127.0, scale_dtype)
         values = torch.round(groups / scale.unsqueeze(-1)).clamp(-127, 127)
-        flat = values.reshape(out, -1)[:, :inputs].to(torch.int8)
+        flat = from_groups(values, inputs).to(torch.int8)
         return W8Canonical(flat, scale.to(scale_dtype), own, size, input_mode or "dynamic_16bit", activation)
     zero_point = None
     if symmetric:
         # The largest magnitude becomes 7.5 steps: both 7 and 8 of them are half a step from it.
-        scale = _storable(groups.abs().amax(-1) / 7.5, scale_dtype)
+        scale = storable(groups.abs().amax(-1) / 7.5, scale_dtype)
         zero = torch.full_like(scale, 8.0)
     else:
-        low, high = groups.amin(-1).clamp(max=0.0), groups.amax(-1).clamp(min=0.0)
-        scale = _storable((high - low) / 15.0, scale_dtype)
-        zero = torch.round(-low / scale).clamp(0, 15)
+        scale, zero = asymmetric_scales(groups.amin(-1), groups.amax(-1), scale_dtype)
         zero_point = zero.to(torch.uint8)
     values = (torch.round(groups / scale.unsqueeze(-1)) + zero.unsqueeze(-1)).clamp(0, 15)
-    words = pack_nibbles(values.reshape(out, -1)[:, :inputs].to(torch.uint8))
+    words = pack_nibbles(from_groups(values, inputs).to(torch.uint8))
     mode = input_mode or "dynamic_symmetric"
     return W4Canonical(words, scale.to(scale_dtype), own, inputs, size, mode, zero_point, None, activation)
 
@@ -88,17 +85,35 @@ def _grouped(weight: Tensor, group_size: int | None, bits: int, symmetric: bool,
         raise ValueError("round_to_nearest: `symmetric` must be True for 8 bits; zero points are for 4 bits")
     if group_size is not None and type(group_size) is not int:
         raise TypeError(f"round_to_nearest: `group_size` must be an integer or None, got {group_size!r}")
-    out, inputs = weight.shape
+    inputs = weight.shape[1]
     size = inputs if group_size is None else min(group_size, inputs)
     if size < 1 or (size % 8 and size != inputs):
         raise ValueError(
             f"round_to_nearest: `group_size` must be a multiple of 8, or None for all {inputs} inputs, got {group_size}"
         )
-    groups = -(-inputs // size)
-    return torch.nn.functional.pad(weight, (0, groups * size - inputs)).view(out, groups, size)
+    return to_groups(weight, size)
 
 
-def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as they will be stored: in range of the dtype, normal, positive."""
+def to_groups(matrix: Tensor, size: int) -> Tensor:
+    """``[out, in]`` as ``[out, groups, size]``; the last group is filled up with zeros."""
+    out, inputs = matrix.shape
+    return torch.nn.functional.pad(matrix, (0, -inputs % size)).view(out, -1, size)
+
+
+def from_groups(groups: Tensor, inputs: int) -> Tensor:
+    """``[out, in]`` from what `to_groups` made."""
+    return groups.flatten(1)[:, :inputs]
+
+
+def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales as they will be stored, as float32: in range of the dtype, normal, not zero; the sign stays."""
     info = torch.finfo(dtype)
-    return scale.clamp(min=max(_TINY, info.smallest_normal), max=info.max).to(dtype).to(torch.float32)
+    size = scale.abs().clamp(min=max(_TINY, info.smallest_normal), max=info.max)
+    return torch.where(scale < 0, -size, size).to(dtype).to(torch.float32)
+
+
+def asymmetric_scales(low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scales and zero points 0 to 15, float32 ``[out, groups]``, of groups that reach from `low` to `high`."""
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = storable((high - low) / 15.0, dtype)
+    return scale, torch.round(-low / scale).clamp(0, 15)

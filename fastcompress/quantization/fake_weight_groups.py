@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastcompress.ops.rounding import from_groups, storable, to_groups
+
 from .fake_quantize import fake_quantize
 from .fake_weight import WeightFakeQuantize, start_scales
-from .groupwise.grid import GroupGrid, from_groups, storable, to_groups
+from .groupwise.grid import GroupGrid
 from .groupwise.scales import extreme_params
 from .qat_config import QATConfig
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from fastcompress.ops import W4Canonical, W8Canonical
 from fastcompress.ops.checks import check_weight
+from fastcompress.ops.rounding import from_groups, to_groups
 
 from .fake_input import InputFakeQuantize
 from .fake_layer import float_weight, input_quantizer, weight_quantizer
 from .fake_weight_groups import GroupWeightFakeQuantize
-from .groupwise.grid import GroupGrid, GroupParams, Quantized, from_groups, rounded, to_groups
+from .groupwise.grid import GroupGrid, GroupParams, Quantized, rounded
 
 __all__ = ["FixedScales", "scheme_of"]
 

@@ -13,7 +13,8 @@ from fastcompress.formats.checkpoints.content import StoredLayer
 from fastcompress.formats.checkpoints.layers import four_bit, group_count
 from fastcompress.formats.checkpoints.settings import Settings
 from fastcompress.formats.checkpoints.table import FLOATS, TensorTable
-from fastcompress.formats.checkpoints.words import pack_nibbles_lean, unpack_words
+from fastcompress.formats.checkpoints.words import unpack_words
+from fastcompress.ops.canonical_w4 import pack_nibbles
 
 __all__ = ["read_awq"]
 
@@ -36,7 +37,7 @@ def _layer(table: TensorTable, module: str, chosen_size: int | None) -> StoredLa
     scale = table.take_finite(module + ".scales", FLOATS, (groups, out)).t().contiguous()
     qzeros = table.take(module + ".qzeros", _INT32, (groups, out // 8))
     zero = _outputs(qzeros).t().contiguous()
-    words = pack_nibbles_lean(_outputs(qweight).t().contiguous())
+    words = pack_nibbles(_outputs(qweight).t().contiguous())
     return four_bit(words, scale, zero, table.take_bias(module, out), inputs, group_size)
 
 

@@ -19,9 +19,9 @@ from fastcompress.formats.checkpoints.layers import eight_bit, four_bit, group_c
 from fastcompress.formats.checkpoints.schemes import PACKED, LayerScheme, Schemes
 from fastcompress.formats.checkpoints.settings import Settings
 from fastcompress.formats.checkpoints.table import FLOATS, INTEGERS, TensorTable
-from fastcompress.formats.checkpoints.words import pack_nibbles_lean, regroup_inputs, unpack_words
+from fastcompress.formats.checkpoints.words import regroup_inputs, unpack_words
 from fastcompress.ops.canonical import W8A8Canonical
-from fastcompress.ops.canonical_w4 import W4Canonical
+from fastcompress.ops.canonical_w4 import W4Canonical, pack_nibbles
 
 __all__ = ["read_compressed"]
 
@@ -133,7 +133,7 @@ def _layer(table: TensorTable, module: str, scheme: LayerScheme) -> StoredLayer:
         if scheme.bits == 4:
             if bool((values < -8).any()) or bool((values > 7).any()):
                 raise table.error(module + ".weight", "four-bit values must lie in [-8, 7]")
-            values = pack_nibbles_lean((values + 8).view(torch.uint8))
+            values = pack_nibbles((values + 8).view(torch.uint8))
     group_size, groups = group_count(inputs, scheme.group_size)
     scale = _scales(table, module, out, groups, scheme.strategy)
     bias = table.take_bias(module, out)

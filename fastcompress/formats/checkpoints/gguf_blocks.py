@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcompress.formats.checkpoints.content import LayerCanonical
-from fastcompress.formats.checkpoints.words import pack_nibbles_lean
-from fastcompress.ops.canonical_w4 import W4Canonical
+from fastcompress.ops.canonical_w4 import W4Canonical, pack_nibbles
 from fastcompress.ops.canonical_w8 import W8Canonical
 
 __all__ = ["FLOAT_TYPES", "layer_of_blocks", "take_rows"]
@@ -46,7 +45,7 @@ def _words(octets: Tensor) -> Tensor:
     for begin in range(0, out, step):
         part = octets[begin : begin + step]
         values = torch.cat([part & 15, part >> 4], dim=-1)
-        words[begin : begin + step] = pack_nibbles_lean(values.reshape(part.shape[0], -1))
+        words[begin : begin + step] = pack_nibbles(values.reshape(part.shape[0], -1))
     return words
 
 

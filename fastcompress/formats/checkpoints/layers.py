@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastcompress.formats.checkpoints.content import StoredLayer
-from fastcompress.formats.checkpoints.words import pack_nibbles_lean, unpack_words
-from fastcompress.ops.canonical_w4 import W4Canonical
+from fastcompress.formats.checkpoints.words import unpack_words
+from fastcompress.ops.canonical_w4 import W4Canonical, pack_nibbles
 from fastcompress.ops.canonical_w8 import W8Canonical
 
 __all__ = ["eight_bit", "four_bit", "group_count"]
@@ -36,7 +36,7 @@ def four_bit(
     if zero is not None and bool((zero == _MIDDLE).all()):
         zero = None
     if order is not None:
-        words = pack_nibbles_lean(unpack_words(words, 4)[:, order])
+        words = pack_nibbles(unpack_words(words, 4)[:, order])
     canonical = W4Canonical(words, scale, bias, inputs, group_size, input_mode, zero)
     return StoredLayer(canonical, order)
 

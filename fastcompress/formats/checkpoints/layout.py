@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastcompress.formats.checkpoints.content import LayerCanonical, StoredLayer
 from fastcompress.formats.checkpoints.schemes import INT, PACKED, LayerScheme, by_scheme
-from fastcompress.formats.checkpoints.words import pack_nibbles_lean, unpack_words
+from fastcompress.formats.checkpoints.words import unpack_words
 from fastcompress.ops.canonical import W8A8Canonical
-from fastcompress.ops.canonical_w4 import W4Canonical
+from fastcompress.ops.canonical_w4 import W4Canonical, pack_nibbles
 
 __all__ = ["layer_tensors", "scheme_of", "settings_of"]
 
@@ -55,10 +55,10 @@ def _four_bits(c: W4Canonical, order: Tensor | None) -> dict[str, Tensor]:
     out, inputs = c.weight_shape
     words = c.weight_packed
     if order is not None:
-        words = pack_nibbles_lean(_natural(unpack_words(words, 4)[:, :inputs], order))
+        words = pack_nibbles(_natural(unpack_words(words, 4)[:, :inputs], order))
     tensors = {"weight_packed": words, "weight_shape": torch.tensor([out, inputs])}
     if c.weight_zero_point is not None:
-        tensors["weight_zero_point"] = pack_nibbles_lean(c.weight_zero_point.t().contiguous()).t().contiguous()
+        tensors["weight_zero_point"] = pack_nibbles(c.weight_zero_point.t().contiguous()).t().contiguous()
     if c.weight_min is not None:
         tensors["weight_min"] = c.weight_min
     return tensors

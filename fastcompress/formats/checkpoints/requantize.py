@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastcompress.formats.checkpoints.words import pack_nibbles_lean
-from fastcompress.ops.canonical_w4 import W4Canonical
+from fastcompress.ops.canonical_w4 import W4Canonical, pack_nibbles
 
 __all__ = ["ExportLoss", "with_zero_points"]
 
@@ -82,7 +81,7 @@ def with_zero_points(c: W4Canonical) -> tuple[W4Canonical, ExportLoss]:
     flat = values.reshape(out, -1)[:, : c.in_features].to(torch.uint8)
     result = replace(
         c,
-        weight_packed=pack_nibbles_lean(flat),
+        weight_packed=pack_nibbles(flat),
         weight_scale=scale,
         weight_zero_point=zero.to(torch.uint8),
         weight_min=None,

@@ -1,4 +1,4 @@
-"""Integers of four and eight bits in 32-bit words, unpacked and packed without wide copies.
+"""Integers of four and eight bits in 32-bit words, unpacked without wide copies.
 
 All formats here put the first value into the lowest bits of a word, so on a little-endian machine a word's bytes are
 in the order of its values.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["pack_nibbles_lean", "regroup_inputs", "unpack_words"]
+from fastcompress.ops.canonical_w4 import unpack_nibbles
+
+__all__ = ["regroup_inputs", "unpack_words"]
 
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
@@ -17,21 +19,7 @@ def unpack_words(words: Tensor, bits: int) -> Tensor:
     octets = words.contiguous().view(torch.uint8)
     if bits == 8:
         return octets
-    values = torch.empty(*octets.shape, 2, dtype=torch.uint8)
-    torch.bitwise_and(octets, 15, out=values[..., 0])
-    torch.bitwise_right_shift(octets, 4, out=values[..., 1])
-    return values.reshape(words.shape[0], -1)
-
-
-def pack_nibbles_lean(values: Tensor) -> Tensor:
-    """Values 0 to 15, uint8 ``[rows, n]``, as int32 words ``[rows, ceil(n / 8)]``; the rest of the last word is 0."""
-    rows, count = values.shape
-    if count % 8:
-        values = torch.nn.functional.pad(values, (0, -count % 8))
-    pairs = values.reshape(rows, -1, 2)
-    octets = pairs[..., 1] << 4
-    octets |= pairs[..., 0]
-    return octets.contiguous().view(torch.int32)
+    return unpack_nibbles(words, 2 * octets.shape[1])
 
 
 def regroup_inputs(g_idx: Tensor, group_size: int) -> Tensor | None:

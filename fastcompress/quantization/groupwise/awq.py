@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grid import GroupGrid, Quantized, checked_matrix, from_groups, restored, rounded, to_groups
+from fastcompress.ops.rounding import from_groups, to_groups
+
+from .grid import GroupGrid, Quantized, checked_matrix, restored, rounded
 from .rtn import find_params, on_grid
 from .scales import block_metric, extreme_params
 from .statistics import InputStatistics

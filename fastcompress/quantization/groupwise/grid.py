@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcompress.ops.canonical_w4 import W4Canonical, pack_nibbles
 from fastcompress.ops.canonical_w8 import W8Canonical
 from fastcompress.ops.checks import check_weight
+from fastcompress.ops.rounding import SCALE_DTYPES, from_groups, to_groups
 
-__all__ = ["GroupGrid", "GroupParams", "Quantized", "checked_matrix", "restored", "rounded", "storable", "to_groups"]
-
-_TINY = 2.0**-100
-_SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["GroupGrid", "GroupParams", "Quantized", "checked_matrix", "restored", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class GroupGrid:
             )
         if self.bits == 8 and not self.symmetric:
             raise ValueError("GroupGrid: bits=8 is symmetric only; pass symmetric=True, or bits=4")
-        if self.scale_dtype not in _SCALE_DTYPES:
-            raise TypeError(f"GroupGrid: scale_dtype must be one of {_SCALE_DTYPES}, got {self.scale_dtype!r}")
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise TypeError(f"GroupGrid: scale_dtype must be one of {SCALE_DTYPES}, got {self.scale_dtype!r}")
 
     @property
     def low(self) -> int:
@@ -159,24 +156,6 @@ def checked_matrix(function: str, weight: Tensor) -> Tensor:
     if weight.dim() != 2:
         raise ValueError(f"{function}: `weight` must be [out, in], got shape {list(weight.shape)}")
     return weight.to(torch.float32)
-
-
-def to_groups(matrix: Tensor, size: int) -> Tensor:
-    """``[out, in]`` as ``[out, groups, size]``; the last group is filled up with zeros."""
-    out, inputs = matrix.shape
-    return F.pad(matrix, (0, -inputs % size)).view(out, -1, size)
-
-
-def from_groups(groups: Tensor, inputs: int) -> Tensor:
-    """``[out, in]`` from what `to_groups` made."""
-    return groups.flatten(1)[:, :inputs]
-
-
-def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as they will be stored: in range of the dtype, normal, not zero; the sign stays."""
-    info = torch.finfo(dtype)
-    size = scale.abs().clamp(min=max(_TINY, info.smallest_normal), max=info.max)
-    return torch.where(scale < 0, -size, size).to(dtype).to(torch.float32)
 
 
 def rounded(groups: Tensor, params: GroupParams, grid: GroupGrid) -> Tensor:

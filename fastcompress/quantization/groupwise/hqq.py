@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .grid import GroupGrid, GroupParams, Quantized, checked_matrix, restored, rounded, storable, to_groups
+from fastcompress.ops.rounding import storable, to_groups
+
+from .grid import GroupGrid, GroupParams, Quantized, checked_matrix, restored, rounded
 from .rtn import on_grid
 from .scales import extreme_params
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ALGORITHMS", "GroupwiseOptions"]
+from fastcompress.schemes import ALGORITHMS
 
-#: Names that `quantize_weights` takes; GPTQ and AWQ need calibration data.
-ALGORITHMS = ("rtn", "hqq", "gptq", "awq")
+__all__ = ["ALGORITHMS", "GroupwiseOptions"]
 
 
 @dataclass(frozen=True)

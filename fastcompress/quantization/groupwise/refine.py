@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grid import GroupGrid, GroupParams, Quantized, from_groups, restored, storable, to_groups
+from fastcompress.ops.rounding import from_groups, storable, to_groups
+
+from .grid import GroupGrid, GroupParams, Quantized, restored
 
 __all__ = ["refined"]
 

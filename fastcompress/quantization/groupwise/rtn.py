@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grid import GroupGrid, GroupParams, Quantized, checked_matrix, from_groups, rounded, to_groups
+from fastcompress.ops.rounding import from_groups, to_groups
+
+from .grid import GroupGrid, GroupParams, Quantized, checked_matrix, rounded
 from .scales import Metric, extreme_params, search_params, squared_error
 
 __all__ = ["find_params", "on_grid", "rtn"]

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .grid import GroupGrid, GroupParams, restored, rounded, storable, to_groups
+from fastcompress.ops.rounding import asymmetric_scales, storable, to_groups
+
+from .grid import GroupGrid, GroupParams, restored, rounded
 
 __all__ = ["Metric", "block_metric", "candidate_scales", "extreme_params", "search_params", "squared_error"]
 
@@ -59,9 +61,7 @@ def _symmetric(scale: Tensor, grid: GroupGrid) -> GroupParams:
 
 
 def _asymmetric(low: Tensor, high: Tensor, grid: GroupGrid) -> GroupParams:
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = storable((high - low) / 15.0, grid.scale_dtype)
-    return GroupParams(scale, torch.round(-low / scale).clamp(0, 15))
+    return GroupParams(*asymmetric_scales(low, high, grid.scale_dtype))
 
 
 def candidate_scales(groups: Tensor, grid: GroupGrid, shrinks: list[float]) -> Iterator[GroupParams]:
