@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcompress.nn import BlockSparse, GroupQuantized, PackedLayer, QuantizedLayer
+from fastcompress.nn import BlockSparse, GroupQuantized, PackedLayer, QuantEmbedding, QuantizedLayer
 from fastcompress.nn.blocks import block_name
 from fastcompress.nn.conv2d import PackedConv2d
 from fastcompress.nn.linear import PackedLinear
@@ -65,6 +65,8 @@ class LayerRow:
 def _shape(module: nn.Module) -> str:
     if isinstance(module, nn.Linear | PackedLinear):
         return f"{module.in_features}→{module.out_features}"
+    if isinstance(module, nn.Embedding | QuantEmbedding):
+        return f"{module.num_embeddings}×{module.embedding_dim}"
     if isinstance(module, nn.Conv2d | PackedConv2d):
         kernel = "×".join(str(size) for size in module.kernel_size)
         text = f"{kernel} {module.in_channels}→{module.out_channels}"

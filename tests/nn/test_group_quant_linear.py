@@ -306,12 +306,13 @@ def test_repack_for_another_isa(native: Any, form: Any) -> None:
 
 
 class _Net(nn.Module):
-    """Every form behind the other."""
+    """Three forms behind each other."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            make(16, 16, weight_bits=bits, symmetric=symmetric, input_mode=mode) for bits, symmetric, mode in FORMS
+            make(16, 16, weight_bits=bits, symmetric=symmetric, input_mode=mode)
+            for bits, symmetric, mode in (FORMS[1], FORMS[2], FORMS[4])
         )
 
     def forward(self, x: Tensor) -> Tensor:

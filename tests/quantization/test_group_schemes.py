@@ -248,6 +248,8 @@ def test_a_tied_head_shares_the_embedding_s_rows(bits: int) -> None:
     np.testing.assert_array_equal(head(x).numpy(), product(x, w, "dynamic_16bit"))
     assert action(q, "lm_head") == ("quantized", "shares the weight of model.embed_tokens")
     assert "lm_head" in fc.verify(q)
+    shapes = {row.name: row.shape for row in fc.explain(q).rows}
+    assert (shapes["model.embed_tokens"], shapes["lm_head"]) == ("64×32", "32→64")
     with torch.no_grad():
         assert bool(q(**tokens(1)[0]).logits.isfinite().all())
 
