@@ -37,7 +37,10 @@ def _quality_targets() -> list[Target]:
     def row(key: str, title: str, baseline: str, bound: float | None) -> Target:
         return Target(f"perplexity.{key}", "perplexity", f"{_MODEL}, {title}: perplexity", baseline, bound, "", True)
 
-    rows = [row("W8A16", "W8A16, group 128", "the dequantized original", 1.001)]
+    rows = [
+        row(f"W8A16.{algorithm}", f"W8A16, group 128, {algorithm.upper()}", "the dequantized original", 1.001)
+        for algorithm in ("rtn", "gptq")
+    ]
     for size in GROUP_SIZES:
         for algorithm in ("gptq", "awq", "hqq"):
             bound = 0.9999 if algorithm == "gptq" or size > 32 else None

@@ -14,7 +14,7 @@ from benchmarks.harness.suite import Context
 from benchmarks.harness.timing import Timing, interleave
 from benchmarks.w4_targets import GEMM_SHAPES, GEMV_SHAPES, GROUP_SIZE, SMALL_SHAPES, shape_name
 from fastcompress.nn import GroupQuantLinear
-from fastcompress.ops import native
+from fastcompress.ops import native, packing
 
 __all__ = ["run"]
 
@@ -48,6 +48,13 @@ def _layers(k: int, n: int) -> dict[str, GroupQuantLinear]:
     }
 
 
+def _packed_anew(layer: GroupQuantLinear) -> GroupQuantLinear:
+    """A copy whose weights lie in memory as those of a layer that was quantized or loaded."""
+    copied = copy.deepcopy(layer)
+    copied.packed = packing.pack(layer.canonical())
+    return copied
+
+
 def _int4pack(k: int, n: int) -> tuple[Tensor, Tensor]:
     """Weights and scales as torch's own four-bit kernel takes them."""
     values = torch.randint(0, 16, (n, k), dtype=torch.int32)
@@ -62,7 +69,7 @@ def _streamed_rows(context: Context, shape: Shape) -> None:
     rings: dict[str, Callable[[], object]] = {}
     for scheme, layer in _layers(k, n).items():
         copies = 3 if context.quick else copies_needed(layer.packed.numel())
-        ring = [layer, *(copy.deepcopy(layer) for _ in range(copies - 1))]
+        ring = [layer, *(_packed_anew(layer) for _ in range(copies - 1))]
         rings[scheme] = rotate(ring, lambda each: each(x))
         # Half a ring away: the copy that the layer has just read would come from a cache.
         away = [*ring[copies // 2 :], *ring[: copies // 2]]

@@ -79,8 +79,9 @@ def _smollm2(context: Context) -> None:
             context.add("perplexity.gptq.minutes", seconds / 60.0, note=f"{count}×{_LENGTH} tokens")
         return value
 
-    eight = judge("W8A16", max(GROUP_SIZES), "rtn")
-    context.add("perplexity.W8A16", eight / dense, note=f"{eight:.3f}, original {dense:.3f}")
+    for name in ("rtn", "gptq"):
+        eight = judge("W8A16", max(GROUP_SIZES), name)
+        context.add(f"perplexity.W8A16.{name}", eight / dense, note=f"{eight:.3f}, original {dense:.3f}")
     for size in GROUP_SIZES:
         largest = size == max(GROUP_SIZES)
         found = {name: judge("W4A16", size, name) for name in ("rtn", "hqq", "awq")}

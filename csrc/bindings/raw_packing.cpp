@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
+#include <memory>
 #include <string>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/pages.h"
 #include "buffers.h"
 #include "families.h"
 #include "fastcompress/blob.h"
@@ -25,10 +26,17 @@ T checked_code(int code, int count, const char* argument) {
 
 // numpy aligns to 16 bytes; panels should not straddle cache lines.
 py::array_t<uint8_t> aligned_array(int64_t bytes) {
-    constexpr std::align_val_t kAlign{64};
-    void* memory = ::operator new(static_cast<size_t>(bytes), kAlign);
-    py::capsule owner(memory, [](void* p) { ::operator delete(p, kAlign); });
-    return py::array_t<uint8_t>(bytes, static_cast<uint8_t*>(memory), owner);
+    struct Owned {
+        void* memory;
+        size_t bytes;
+        ~Owned() { release_weights(memory, bytes); }
+    };
+    const size_t size = static_cast<size_t>(bytes);
+    std::unique_ptr<Owned> owned(new Owned{allocate_weights(size), size});
+    auto* const memory = static_cast<uint8_t*>(owned->memory);
+    py::capsule owner(owned.get(), [](void* p) { delete static_cast<Owned*>(p); });
+    owned.release();
+    return py::array_t<uint8_t>(bytes, memory, owner);
 }
 
 }  // namespace

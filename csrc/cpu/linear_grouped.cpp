@@ -18,9 +18,8 @@ namespace fastcompress {
 namespace {
 
 constexpr int64_t kTasksPerThread = 16;
-constexpr size_t kScratch = static_cast<size_t>(kGroupedScratchElements) * sizeof(float) + kGroupedScratchBytes;
 constexpr int64_t kRowsOfTiles = 12;  // a multiple of every kernel's rows
-constexpr int64_t kRowsPerPart = 24;  // of activations: fewer would not pay for the weights that each part expands anew
+constexpr int64_t kRowsPerPart = 24;  // of activations: each part reads all of its weights
 constexpr float kSmallestScale = 0x1p-100f;
 constexpr float kLargest16 = 127 * 257;  // high and low bytes of it and of all below are in [-128, 127]
 constexpr int64_t kStagger = 64;         // bytes: rows a power of two apart would meet in the same sets of L1
@@ -38,6 +37,7 @@ struct SignedRows {
           stride(h.k_pad + kStagger),
           groups(group_count(h)),
           group_size(h.group_size) {
+        if (static_cast<ZeroKind>(h.zero_kind) == ZeroKind::middle) zero = is_four_bit(h) ? 8 : 128;
         values = w.take_array<int8_t>(count * each * stride);
         scale = w.take_array<float>(count * (wide ? groups : 1));
         sums = w.take_array<int32_t>(count * each * groups);
@@ -56,7 +56,9 @@ struct SignedRows {
         for (int64_t r = row * each; r < (row + 1) * each; ++r) {
             int8_t* out = values + r * stride;
             std::fill(out + inputs, out + stride, int8_t{0});
-            table.grouped.group_sums(out, inputs, ceil_div(group_size, 4), sums + r * groups);
+            int32_t* const of_row = sums + r * groups;
+            table.grouped.group_sums(out, inputs, ceil_div(group_size, 4), of_row);
+            for (int64_t g = 0; zero && g < groups; ++g) of_row[g] *= -zero;
         }
         for (int64_t g = 0; input_sum && g < groups; ++g) {
             const int32_t* of_row = sums + row * each * groups + g;
@@ -76,7 +78,8 @@ struct SignedRows {
         p.rows = (end - begin) * each;
         p.row0 = begin;
         p.a += begin * each * stride;
-        p.sums += begin * each * groups;
+        if (p.start) p.start += begin * each * groups;
+        if (p.sums) p.sums += begin * each * groups;
         p.a_scale += begin * (wide ? groups : 1);
         if (p.input_sum) p.input_sum += begin * groups;
         return p;
@@ -114,7 +117,8 @@ struct SignedRows {
     int64_t each, inputs, stride, groups, group_size;
     int8_t* values;
     float* scale;
-    int32_t* sums;
+    int32_t* sums;     // of a group's activations; times -zero where codes have one zero
+    int32_t zero = 0;  // 0: none, or one of each group
     float* input_sum = nullptr;
 };
 
@@ -125,15 +129,17 @@ GroupedProduct product_of(const KernelTable& table, const BlobHeader& h, const S
     p.a = rows.values;
     p.rows = count * rows.each;
     p.a_stride = rows.stride;
-    p.sums = rows.sums;
+    if (rows.zero) p.start = rows.sums;
     p.a_scale = rows.scale;
     p.input_sum = rows.input_sum;
     p.w = blob + h.panels_offset;
     p.scale = blob + h.scale_offset;
     p.scale_dtype = static_cast<DType>(h.scale_dtype);
     const auto kind = static_cast<ZeroKind>(h.zero_kind);
-    if (kind == ZeroKind::middle) p.zero = is_four_bit(h) ? 8 : 128;
-    if (kind == ZeroKind::zero_point) p.zero_point = blob + h.zero_offset;
+    if (kind == ZeroKind::zero_point) {
+        p.zero_point = blob + h.zero_offset;
+        p.sums = rows.sums;
+    }
     if (kind == ZeroKind::minimum) p.minimum = reinterpret_cast<const float*>(blob + h.zero_offset);
     p.octets = h.k_pad / 8;
     p.group_octets = ceil_div(h.group_size, 8);
@@ -172,16 +178,16 @@ void run(const char* op, const BlobHeader& blob, const LinearCall& call) {
     const int64_t together = kernels.panels, units = ceil_div(blob.panels, together);
     const int64_t parts = row_parts(call.rows, units, threads), tasks = std::min(units, threads * kTasksPerThread);
     Workspace& workspace = Workspace::local();
-    workspace.reset(SignedRows::bytes(blob, call.rows) + Workspace::size(kScratch * static_cast<size_t>(threads)));
+    const int64_t scratch_elements = kGroupedScratchElements * threads;
+    workspace.reset(SignedRows::bytes(blob, call.rows) + Workspace::size(4 * static_cast<size_t>(scratch_elements)));
     const SignedRows rows(blob, call.rows, workspace);
-    auto* scratch = workspace.take_array<uint8_t>(static_cast<int64_t>(kScratch) * threads);
+    auto* scratch = workspace.take_array<float>(scratch_elements);
     TaskQueue quantize(call.rows, threads), products(tasks * parts, threads);
     parallel(threads, [&](Team& team) {
         for (int64_t row; quantize.next(team, &row);) rows.prepare(table, call, row);
         team.barrier();
         GroupedProduct p = product_of(table, blob, rows, call.rows, epilogue);
-        p.bytes = scratch + static_cast<int64_t>(kScratch) * team.thread();
-        p.c = reinterpret_cast<float*>(p.bytes + kGroupedScratchBytes);
+        p.c = scratch + kGroupedScratchElements * team.thread();
         for (int64_t task; products.next(team, &task);) {
             GroupedProduct part = rows.part(p, call.rows, task % parts, parts);
             const int64_t unit = task / parts;

@@ -7,9 +7,9 @@
 
 namespace fastcompress {
 
-extern const GroupedTable kGrouped_avx2 = {grouped_product<CodesMadd256, 4, 1, 4, 1>,
-                                           grouped_product<CodesMadd256, 4, 2, 4, 1>,
-                                           grouped_product<CodesMadd256, 8, 2, 4, 1>,
+extern const GroupedTable kGrouped_avx2 = {grouped_product<CodesMadd256, 4, 1, 4, 1, 1>,
+                                           grouped_product<CodesMadd256, 4, 2, 4, 1, 1>,
+                                           grouped_product<CodesMadd256, 8, 2, 4, 1, 1>,
                                            group_sums<CodesMadd256>,
                                            "vpmaddubsw-256 4x16",
                                            1};

@@ -7,9 +7,9 @@
 
 namespace fastcompress {
 
-extern const GroupedTable kGrouped_avxvnni = {grouped_product<CodesVnni256, 4, 1, 4, 1>,
-                                              grouped_product<CodesVnni256, 4, 2, 4, 1>,
-                                              grouped_product<CodesVnni256, 8, 2, 4, 1>,
+extern const GroupedTable kGrouped_avxvnni = {grouped_product<CodesVnni256, 4, 1, 4, 1, 1>,
+                                              grouped_product<CodesVnni256, 4, 2, 4, 1, 1>,
+                                              grouped_product<CodesVnni256, 8, 2, 4, 1, 1>,
                                               group_sums<CodesVnni256>,
                                               "vpdpbusd-256 4x16",
                                               1};

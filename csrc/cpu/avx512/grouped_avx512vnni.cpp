@@ -7,11 +7,11 @@
 
 namespace fastcompress {
 
-extern const GroupedTable kGrouped_avx512vnni = {grouped_product<CodesVnni512, 4, 1, 6, 4>,
-                                                 grouped_product<CodesVnni512, 4, 2, 6, 4>,
-                                                 grouped_product<CodesVnni512, 8, 2, 6, 4>,
+extern const GroupedTable kGrouped_avx512vnni = {grouped_product<CodesVnni512, 4, 1, 6, 2, 4>,
+                                                 grouped_product<CodesVnni512, 4, 2, 8, 2, 4>,
+                                                 grouped_product<CodesVnni512, 8, 2, 8, 2, 4>,
                                                  group_sums<CodesVnni512>,
-                                                 "vpdpbusd 6x64",
+                                                 "vpdpbusd 6x32",
                                                  4};
 
 }  // namespace fastcompress

@@ -1,9 +1,11 @@
 // Products of weights in groups, of include/fastcompress/kernels.h, GroupedProduct, written over a class of codes.
 //
-// A tile is MR rows of s8 times NV vectors of channels. Its integer sums of one group stay in registers; at the end of a group they
-// join the float sums, which lie in L1. Codes are the unsigned operand: splitting a byte into nibbles costs a shift and two masks,
-// which many rows share (grouped_block_impl.h). Activations of 16 bits are two rows each, high and low bytes, that meet when a group
-// ends: twice the products of s8 activations, and nothing else.
+// A tile is MR rows of s8 times NV vectors of channels over all inputs. Its integer sums of one group and its float sums stay in
+// registers; where a group ends, the former join the latter. Codes are the unsigned operand: splitting a byte into nibbles costs a shift
+// and two masks, which a tile's rows share, in units that are not busy with products. Activations of 16 bits are two rows each, high and
+// low bytes, that meet when a group ends: twice the products of s8 activations, and nothing else.
+//
+//     for each block of panels (in L2):  for each tile of rows (in L1):  for each NP panels of the block
 #pragma once
 
 #include "fastcompress/kernels.h"
@@ -14,8 +16,9 @@ using fastcompress::DType;
 using fastcompress::GroupedProduct;
 using fastcompress::kPanel;
 
-constexpr int64_t kLineBytes = 64;    // a word of each channel of a panel
-constexpr int64_t kLineFetch = 1024;  // bytes ahead of the reads, in each panel
+constexpr int64_t kLineBytes = 64;           // a word of each channel of a panel
+constexpr int64_t kLineFetch = 2048;         // bytes ahead of the reads, in each panel
+constexpr int64_t kBlockBytes = 256 * 1024;  // of codes, in L2 while all rows run over them
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
 constexpr int kEnoughChains = 8;  // of dependent products: with fewer, low and high nibbles get sums of their own
 
@@ -25,9 +28,9 @@ inline Vec::F load_scale(const void* base, DType dtype, int64_t element) {
     return dtype == DType::bf16 ? Vec::load_bf16(half) : Vec::load_f16(half);
 }
 
-// What the sums of a group start from, in row `row`: zero points are taken off here where they are all the same.
+// What the sums of a group start from, in row `row`.
 inline Vec::I first_sum(const GroupedProduct& p, int64_t row, int64_t g) {
-    return Vec::seti(-p.zero * p.sums[row * p.groups + g]);
+    return Vec::seti(p.start ? p.start[row * p.groups + g] : 0);
 }
 
 // What a row of activations gives, from the sums of its one row of s8 or of its high and its low bytes.
@@ -37,10 +40,10 @@ __attribute__((always_inline)) inline Vec::F joined(const Vec::I* sum, int next)
     return Vec::add(Vec::mul(Vec::to_float(sum[0]), Vec::set(256.0f)), Vec::to_float(sum[next]));
 }
 
-// Adds the sums of group `g` to the float sums of a tile, at `sums`, a row's vectors side by side.
+// Adds the sums of group `g` to the float sums of a tile.
 template <class N, int rows_each, int MR, int NV>
 __attribute__((always_inline)) inline void close_group(const GroupedProduct& p, int64_t panel, int64_t row, int64_t g,
-                                                       Vec::I (&sum)[MR][NV], float* sums) {
+                                                       Vec::I (&sum)[MR][NV], Vec::F (&c)[MR / rows_each][NV]) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
         const int64_t at = ((panel + v / kVectorsPerPanel) * p.groups + g) * kPanel + v % kVectorsPerPanel * Vec::width;
@@ -53,20 +56,17 @@ __attribute__((always_inline)) inline void close_group(const GroupedProduct& p, 
         }
 #pragma GCC unroll 8
         for (int m = 0; m < MR; m += rows_each) {
-            float* c = sums + (m / rows_each * NV + v) * Vec::width;
             Vec::F part = Vec::mul(joined<rows_each>(&sum[m][v], NV), scale);
             if constexpr (rows_each == 2) part = Vec::mul(part, Vec::set(p.a_scale[(row + m) / 2 * p.groups + g]));
-            Vec::store(c, Vec::add(Vec::load(c), part));
+            c[m / rows_each][v] = Vec::add(c[m / rows_each][v], part);
         }
     }
 }
 
 // The float sums of a tile before the first group: what minima give, or zero.
-template <int rows_each, int MR, int NV>
+template <int rows_each, int R, int NV>
 __attribute__((always_inline)) inline void start_sums(const GroupedProduct& p, int64_t panel, int64_t row,
-                                                      float* sums) {
-    constexpr int R = MR / rows_each;
-    Vec::F c[R][NV];
+                                                      Vec::F (&c)[R][NV]) {
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m)
 #pragma GCC unroll 8
@@ -85,10 +85,6 @@ __attribute__((always_inline)) inline void start_sums(const GroupedProduct& p, i
             for (int v = 0; v < NV; ++v) c[m][v] = Vec::add(c[m][v], Vec::mul(sum, minimum[v]));
         }
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < R; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) Vec::store(sums + (m * NV + v) * Vec::width, c[m][v]);
 }
 
 // MR rows times one line of four-bit codes: eight inputs.
@@ -142,7 +138,8 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
     const int64_t panel_bytes = p.octets * lines_each * kLineBytes;
     const uint8_t* const w = p.w + panel * panel_bytes;
     const int8_t* const a = p.a + row * p.a_stride;
-    start_sums<rows_each, MR, NV>(p, panel, row, p.c);
+    Vec::F c[MR / rows_each][NV];
+    start_sums<rows_each>(p, panel, row, c);
     for (int64_t g = 0, line = 0; g < p.groups; ++g) {
         const int64_t all = p.octets * lines_each, next = line + p.group_octets * lines_each;
         const int64_t end = next < all ? next : all;
@@ -173,8 +170,12 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
 #pragma GCC unroll 8
                 for (int v = 0; v < NV; ++v) sum[m][v] = Vec::addi(sum[m][v], other[m][v]);
         }
-        close_group<N, rows_each, MR, NV>(p, panel, row, g, sum, p.c);
+        close_group<N, rows_each>(p, panel, row, g, sum, c);
     }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR / rows_each; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) Vec::store(p.c + (m * NV + v) * Vec::width, c[m][v]);
 }
 
 // The epilogue of `rows` rows of s8 whose sums lie in p.c.
@@ -212,24 +213,20 @@ __attribute__((always_inline)) inline void for_each_tile(int64_t row, int64_t en
         for (; row < end; ++row) f(Count<1>(), row);
 }
 
-}  // namespace
-
-#include "grouped_block_impl.h"
-
-namespace {
-
+// All rows times panels [panel0, panel1), NP of them at a time.
 template <class N, int bits, int rows_each, int MR, int NP>
-void grouped_panels(const GroupedProduct& p, int64_t panel) {
-    if constexpr (bits == 4) {
-        if (p.rows >= kManyRows && p.group_octets <= kGroupedBlockOctets) {
-            grouped_block<N, rows_each, MR, NP>(p, panel);
-            return;
-        }
-    }
+void grouped_panels(const GroupedProduct& p, int64_t panel0, int64_t panel1) {
     for_each_tile<rows_each, MR>(0, p.rows, [&](auto count, int64_t row) {
         constexpr int M = decltype(count)::value;
-        grouped_tile<N, bits, rows_each, M, NP * kVectorsPerPanel>(p, panel, row);
-        finish_rows<rows_each, NP>(p, panel, row, M);
+        int64_t panel = panel0;
+        const auto tile = [&](auto panels) {
+            constexpr int P = decltype(panels)::value;
+            grouped_tile<N, bits, rows_each, M, P * kVectorsPerPanel>(p, panel, row);
+            finish_rows<rows_each, P>(p, panel, row, M);
+            panel += P;
+        };
+        while (panel + NP <= panel1) tile(Count<NP>());
+        while (panel < panel1) tile(Count<1>());
     });
 }
 
@@ -254,13 +251,19 @@ void group_sums(const int8_t* values, int64_t count, int64_t quads, int32_t* sum
     if (left < quads) *sums = sum;
 }
 
-// bits: of a code. rows_each: rows of s8 that make one row of activations, 1 or 2.
-template <class N, int bits, int rows_each, int MR, int NP>
+// bits: of a code. rows_each: rows of s8 that make one row of activations, 1 or 2. Tiles are MR rows times NP panels; where there are at
+// most two rows, Few panels, for more chains of products.
+template <class N, int bits, int rows_each, int MR, int NP, int Few>
 void grouped_product(const GroupedProduct& p) {
     static_assert(MR % rows_each == 0, "a row's bytes are in one tile");
-    int64_t panel = p.panel0;
-    for (; panel + NP <= p.panel1; panel += NP) grouped_panels<N, bits, rows_each, MR, NP>(p, panel);
-    for (; panel < p.panel1; ++panel) grouped_panels<N, bits, rows_each, MR, 1>(p, panel);
+    if (p.rows <= 2) {
+        grouped_panels<N, bits, rows_each, 2, Few>(p, p.panel0, p.panel1);
+        return;
+    }
+    const int64_t panel_bytes = p.octets * bits / 4 * kLineBytes;
+    const int64_t fit = kBlockBytes / panel_bytes / NP * NP, block = fit > NP ? fit : NP;
+    for (int64_t panel = p.panel0; panel < p.panel1; panel += block)
+        grouped_panels<N, bits, rows_each, MR, NP>(p, panel, panel + block < p.panel1 ? panel + block : p.panel1);
 }
 
 }  // namespace

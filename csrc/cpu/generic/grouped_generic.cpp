@@ -7,9 +7,9 @@
 
 namespace fastcompress {
 
-extern const GroupedTable kGrouped_generic = {grouped_product<CodesGeneric, 4, 1, 2, 1>,
-                                              grouped_product<CodesGeneric, 4, 2, 2, 1>,
-                                              grouped_product<CodesGeneric, 8, 2, 2, 1>,
+extern const GroupedTable kGrouped_generic = {grouped_product<CodesGeneric, 4, 1, 2, 1, 1>,
+                                              grouped_product<CodesGeneric, 4, 2, 2, 1, 1>,
+                                              grouped_product<CodesGeneric, 8, 2, 2, 1, 1>,
                                               group_sums<CodesGeneric>,
                                               "c++ 2x16",
                                               1};

@@ -137,32 +137,28 @@ using InterleaveFunction = void (*)(const uint8_t* from, int64_t stride, int64_t
 //                 sixteen bits:  v = v + ((float(S high) * 256 + float(S low)) * scale[n,g]) * a_scale[m,g]
 //     eight bits:  v = v * a_scale[m]
 //
-// The float32 operations are these, in this order, on every ISA. The layout is blob.h's; q is the stored code, `zero` is z where it is
-// the same everywhere: 8, or 128 for codes of eight bits.
+// The float32 operations are these, in this order, on every ISA. The layout is blob.h's; q is the stored code. Where z is the same
+// everywhere, `start` holds -z sum_k a[m,k].
 struct GroupedProduct {
     const int8_t* a;         // zeros from K to the end of the last eight inputs
     int64_t rows, a_stride;  // rows: of s8
-    const int32_t* sums;     // [rows, groups]: of a group's activations
+    const int32_t* start;    // [rows, groups]: what the sums of a group start from; null: 0
     const float* a_scale;    // [rows], or [rows / 2, groups]
     const float* input_sum;  // with minima, [activations' rows, groups]: sum, in 16 bits (256 high + low) a_scale
     const uint8_t* w;
     const void* scale;
     DType scale_dtype;
-    int32_t zero;               // 0 with zero points and minima
     const uint8_t* zero_point;  // null: none
+    const int32_t* sums;        // with zero points, [rows, groups]: of a group's activations
     const float* minimum;       // null: none
     int64_t octets, group_octets, groups;
     int64_t panel0, panel1, channels;
-    float* c;        // scratch of kGroupedScratchElements
-    uint8_t* bytes;  // scratch of kGroupedScratchBytes
+    float* c;  // scratch of kGroupedScratchElements
     EpilogueFunction finish;
     const Epilogue* epilogue;
     int64_t row0;
 };
-// Rows, and eights of a group's inputs, that are taken together: sums and bytes of both share 32 KiB of L1.
-constexpr int64_t kGroupedBlockRows = 48, kGroupedBlockOctets = 32;
-constexpr int64_t kGroupedScratchElements = kGroupedBlockRows * 64;
-constexpr int64_t kGroupedScratchBytes = kGroupedBlockOctets * 8 * 64;
+constexpr int64_t kGroupedScratchElements = 8 * 64;
 
 // What one ISA has for weights in groups: codes of four or eight bits, activations of eight or sixteen.
 struct GroupedTable {
