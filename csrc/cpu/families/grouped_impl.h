@@ -17,7 +17,9 @@ using fastcompress::GroupedProduct;
 using fastcompress::kPanel;
 
 constexpr int64_t kLineBytes = 64;           // a word of each channel of a panel
-constexpr int64_t kLineFetch = 2048;         // bytes ahead of the reads, in each panel
+// Bytes ahead of the reads in each panel: as long as memory takes, and rows that are multiplied together take longer over a line.
+constexpr int64_t line_fetch(int rows) { return rows > 2 ? 2048 : 512; }
+constexpr int64_t kGroupsAhead = 2;   // whose scales are asked for: a miss there would hold up the codes behind it
 constexpr int64_t kBlockBytes = 256 * 1024;  // of codes, in L2 while all rows run over them
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
 constexpr int kEnoughChains = 8;  // of dependent products: with fewer, low and high nibbles get sums of their own
@@ -38,6 +40,18 @@ template <int rows_each>
 __attribute__((always_inline)) inline Vec::F joined(const Vec::I* sum, int next) {
     if constexpr (rows_each == 1) return Vec::to_float(sum[0]);
     return Vec::add(Vec::mul(Vec::to_float(sum[0]), Vec::set(256.0f)), Vec::to_float(sum[next]));
+}
+
+// Asks for what group `g` of NP panels needs besides its codes; g may lie behind the last one.
+template <class N, int NP>
+__attribute__((always_inline)) inline void fetch_group(const GroupedProduct& p, int64_t panel, int64_t g) {
+    const int64_t bytes = p.scale_dtype == DType::f32 ? 4 : 2;
+#pragma GCC unroll 8
+    for (int i = 0; i < NP; ++i) {
+        const int64_t at = ((panel + i) * p.groups + g) * kPanel;
+        N::fetch(static_cast<const uint8_t*>(p.scale) + at * bytes);
+        if (p.zero_point) N::fetch(p.zero_point + at);
+    }
 }
 
 // Adds the sums of group `g` to the float sums of a tile.
@@ -139,8 +153,11 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
     const uint8_t* const w = p.w + panel * panel_bytes;
     const int8_t* const a = p.a + row * p.a_stride;
     Vec::F c[MR / rows_each][NV];
+    constexpr int NP = NV / kVectorsPerPanel;
+    for (int64_t g = 0; g < kGroupsAhead; ++g) fetch_group<N, NP>(p, panel, g);
     start_sums<rows_each>(p, panel, row, c);
     for (int64_t g = 0, line = 0; g < p.groups; ++g) {
+        fetch_group<N, NP>(p, panel, g + kGroupsAhead);
         const int64_t all = p.octets * lines_each, next = line + p.group_octets * lines_each;
         const int64_t end = next < all ? next : all;
         Vec::I sum[MR][NV], other[MR][NV];
@@ -157,7 +174,7 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
             for (int v = 0; v < NV; ++v) {
                 from[v] =
                     w + v / kVectorsPerPanel * panel_bytes + line * kLineBytes + v % kVectorsPerPanel * 4 * Vec::width;
-                if (v % kVectorsPerPanel == 0) N::fetch(from[v] + kLineFetch);
+                if (v % kVectorsPerPanel == 0) N::fetch(from[v] + line_fetch(MR));
             }
             if constexpr (bits == 4)
                 nibble_line<N, MR, NV, two>(a + inputs * line, p.a_stride, from, sum, other);

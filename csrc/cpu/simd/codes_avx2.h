@@ -16,7 +16,6 @@ struct Codes256Base {
         return mask(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4));
     }
     static Weights whole(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-    static void store(uint8_t* p, Weights w) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w); }
     static Inputs broadcast(const int8_t* p) {
         int32_t quad;
         __builtin_memcpy(&quad, p, 4);

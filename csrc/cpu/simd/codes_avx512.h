@@ -14,7 +14,6 @@ struct Codes512Base {
     static Weights low(const uint8_t* p) { return mask(_mm512_loadu_si512(p)); }
     static Weights high(const uint8_t* p) { return mask(_mm512_srli_epi16(_mm512_loadu_si512(p), 4)); }
     static Weights whole(const uint8_t* p) { return _mm512_loadu_si512(p); }
-    static void store(uint8_t* p, Weights w) { _mm512_storeu_si512(p, w); }
     static Inputs broadcast(const int8_t* p) {
         int32_t quad;
         __builtin_memcpy(&quad, p, 4);

@@ -28,9 +28,6 @@ struct CodesGeneric {
         for (int i = 0; i < 4 * Vec::width; ++i) w.v[i] = p[i];
         return w;
     }
-    static void store(uint8_t* p, const Weights& w) {
-        for (int i = 0; i < 4 * Vec::width; ++i) p[i] = w.v[i];
-    }
     static Inputs broadcast(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
     static Vec::I dot(Vec::I acc, const Weights& w, const Inputs& a) {
         for (int l = 0; l < Vec::width; ++l)
