@@ -18,13 +18,11 @@ def perplexity_table(details: Mapping[str, Sequence[Mapping[str, object]]]) -> s
         "512 tokens for calibration; text: the Python language reference and scikit-learn's data set descriptions, "
         "split by document.",
         "",
-        "| weights | group | algorithm | windows | perplexity | against fp32 | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| weights | group | algorithm | windows | perplexity | against fp32 |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows[1:]:
         value = float(str(row["perplexity"]))
         parts = (row["scheme"], row["group"], row["algorithm"], row["windows"] or "none")
-        lines.append(
-            f"| {' | '.join(map(str, parts))} | {value:.3f} | {value / dense - 1:+.1%} | {row['seconds']:.0f} |"
-        )
+        lines.append(f"| {' | '.join(map(str, parts))} | {value:.3f} | {value / dense - 1:+.2%} |")
     return "\n".join(lines) + "\n"

@@ -41,6 +41,7 @@ SUITES: dict[str, str] = {
     "minilm": "benchmarks.models.minilm",
     "efficientnet_lite0": "benchmarks.models.efficientnet_lite0",
     "smollm2": "benchmarks.models.smollm2",
+    "gptq": "benchmarks.models.gptq_time",
     "perplexity": "benchmarks.models.perplexity",
     "peers": "benchmarks.peers.run",
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ __all__ = ["run"]
 _LENGTH = 512
 _EVALUATION = 16
 
-#: Windows of calibration text; the run whose minutes count, and the best of all, take the larger number.
+#: Windows of calibration text; GPTQ of the largest groups, and the best of all, take the larger number.
 _FEW, _MANY = 32, 64
 
 #: Name in the table → algorithm and its options.
@@ -64,19 +63,17 @@ def _smollm2(context: Context) -> None:
     windows = text_windows("evaluation", judged, _LENGTH)
     dense = perplexity(model, windows)
     rows = context.report.details.setdefault("perplexity", [])
-    rows.append({"scheme": "fp32", "group": "", "algorithm": "", "windows": 0, "perplexity": dense, "seconds": 0.0})
+    rows.append({"scheme": "fp32", "group": "", "algorithm": "", "windows": 0, "perplexity": dense})
     context.say(f"  fp32: {dense:.3f} on {windows.numel()} tokens")
 
     def judge(scheme: str, size: int, name: str, count: int = few) -> float:
         algorithm, options = _ALGORITHMS[name]
         config = fc.QuantConfig(scheme, algorithm=algorithm, algorithm_options=options, group_size=size)
         data = text[:count] if algorithm in ("gptq", "awq") else None
-        value, seconds = _judged(model, windows, data, config)
+        value = _judged(model, windows, data, config)
         row: dict[str, Any] = {"scheme": scheme, "group": size, "algorithm": name, "windows": len(data or ())}
-        rows.append({**row, "perplexity": value, "seconds": round(seconds, 1)})
-        context.say(f"  {scheme} group {size} {name}: {value:.3f} ({value / dense - 1:+.2%}), {seconds:.0f} s")
-        if name == "gptq" and count == many:
-            context.add("perplexity.gptq.minutes", seconds / 60.0, note=f"{count}×{_LENGTH} tokens")
+        rows.append({**row, "perplexity": value})
+        context.say(f"  {scheme} group {size} {name}: {value:.3f} ({value / dense - 1:+.2%})")
         return value
 
     for name in ("rtn", "gptq"):
@@ -95,15 +92,11 @@ def _smollm2(context: Context) -> None:
             context.add("perplexity.best.32", found[best] / dense, note=f"{best}: {found[best]:.3f}")
 
 
-def _judged(
-    model: nn.Module, windows: Tensor, calibration: list[Tensor] | None, config: fc.QuantConfig
-) -> tuple[float, float]:
-    """Perplexity of the quantized model, and the seconds that quantizing it took."""
-    start = time.perf_counter()
+def _judged(model: nn.Module, windows: Tensor, calibration: list[Tensor] | None, config: fc.QuantConfig) -> float:
+    """Perplexity of the quantized model."""
     with torch.inference_mode(False), torch.no_grad():
         compressed = fc.quantize(model, config, calibration, progress=False)
-    seconds = time.perf_counter() - start
     value = perplexity(compressed, windows)
     del compressed
     gc.collect()
-    return value, seconds
+    return value

@@ -16,10 +16,10 @@ using fastcompress::DType;
 using fastcompress::GroupedProduct;
 using fastcompress::kPanel;
 
-constexpr int64_t kLineBytes = 64;           // a word of each channel of a panel
+constexpr int64_t kLineBytes = 64;  // a word of each channel of a panel
 // Bytes ahead of the reads in each panel: as long as memory takes, and rows that are multiplied together take longer over a line.
 constexpr int64_t line_fetch(int rows) { return rows > 2 ? 2048 : 512; }
-constexpr int64_t kGroupsAhead = 2;   // whose scales are asked for: a miss there would hold up the codes behind it
+constexpr int64_t kGroupsAhead = 2;  // whose scales are asked for: a miss there would hold up the codes behind it
 constexpr int64_t kBlockBytes = 256 * 1024;  // of codes, in L2 while all rows run over them
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / Vec::width;
 constexpr int kEnoughChains = 8;  // of dependent products: with fewer, low and high nibbles get sums of their own
@@ -247,16 +247,38 @@ void grouped_panels(const GroupedProduct& p, int64_t panel0, int64_t panel1) {
     });
 }
 
-// GroupedTable::group_sums.
+// GroupedTable::group_sums: groups of whole vectors, groups of which a vector holds several, and all others.
 template <class N>
 void group_sums(const int8_t* values, int64_t count, int64_t quads, int32_t* sums) {
     constexpr int64_t kBytes = 4 * Vec::width;
+    const int8_t* const end = values + count;
+    if (quads % Vec::width == 0) {
+        while (values < end) {
+            const int8_t* const next = end - values < 4 * quads ? end : values + 4 * quads;
+            Vec::I sum = Vec::seti(0);
+            for (; values < next; values += kBytes) sum = Vec::addi(sum, N::quad_sums(values));
+            *sums++ = Vec::sumi(sum);
+            values = next;
+        }
+        return;
+    }
     alignas(64) int32_t of_quads[Vec::width];
+    if (Vec::width % quads == 0) {
+        for (; values < end; values += kBytes) {
+            Vec::storei(of_quads, N::quad_sums(values));
+            for (int64_t first = 0; first < Vec::width && values + 4 * first < end; first += quads) {
+                int32_t sum = 0;
+                for (int64_t q = first; q < first + quads; ++q) sum += of_quads[q];
+                *sums++ = sum;
+            }
+        }
+        return;
+    }
     int64_t left = quads;
     int32_t sum = 0;
-    for (int64_t i = 0; i < count; i += kBytes) {
-        Vec::storei(of_quads, N::quad_sums(values + i));
-        const int64_t here = (count - i + 3) / 4 < Vec::width ? (count - i + 3) / 4 : Vec::width;
+    for (; values < end; values += kBytes) {
+        Vec::storei(of_quads, N::quad_sums(values));
+        const int64_t quads_left = (end - values + 3) / 4, here = quads_left < Vec::width ? quads_left : Vec::width;
         for (int64_t q = 0; q < here; ++q) {
             sum += of_quads[q];
             if (--left > 0) continue;

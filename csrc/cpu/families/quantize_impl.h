@@ -120,21 +120,10 @@ bool range_as(const void* x, int64_t count, float* lo, float* hi) {
         i += Vec::width;
     }
     if (i < count) r1.include(load_float_tail<T>(x, i, count - i));  // the zeros behind the tail change nothing
-    alignas(64) float los[Vec::width], his[Vec::width];
-    alignas(64) int32_t magnitudes[Vec::width];
-    Vec::store(los, Vec::min(r0.lo, r1.lo));
-    Vec::store(his, Vec::max(r0.hi, r1.hi));
-    Vec::storei(magnitudes, Vec::maxi(r0.magnitude, r1.magnitude));
-    float l = 0.0f, h = 0.0f;
-    int32_t m = 0;
-    for (int k = 0; k < Vec::width; ++k) {
-        l = los[k] < l ? los[k] : l;
-        h = his[k] > h ? his[k] : h;
-        m = magnitudes[k] > m ? magnitudes[k] : m;
-    }
-    *lo = l;
-    *hi = h;
-    return m < 0x7f800000;
+    // 0 - x, not -x, and + 0: extremes that are zero are +0, whatever zeros the row holds.
+    *lo = 0.0f - Vec::largest(Vec::sub(Vec::set(0.0f), Vec::min(r0.lo, r1.lo)));
+    *hi = Vec::largest(Vec::max(r0.hi, r1.hi)) + 0.0f;
+    return Vec::largesti(Vec::maxi(r0.magnitude, r1.magnitude)) < 0x7f800000;
 }
 
 bool run_range(const void* x, DType dtype, int64_t count, float* lo, float* hi) {

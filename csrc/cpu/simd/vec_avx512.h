@@ -75,6 +75,10 @@ struct Vec {
     static I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
     static I shift_right_8(I a) { return _mm512_srai_epi32(a, 8); }
     static I maxi(I a, I b) { return _mm512_max_epi32(a, b); }
+    // Of all lanes.
+    static float largest(F a) { return _mm512_reduce_max_ps(a); }
+    static int32_t largesti(I a) { return _mm512_reduce_max_epi32(a); }
+    static int32_t sumi(I a) { return _mm512_reduce_add_epi32(a); }
     static F exp2i(I n) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
     }

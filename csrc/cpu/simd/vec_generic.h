@@ -141,6 +141,22 @@ struct Vec {
         FC_LANES a.v[l] = a.v[l] > b.v[l] ? a.v[l] : b.v[l];
         return a;
     }
+    // Of all lanes.
+    static float largest(F a) {
+        float r = a.v[0];
+        FC_LANES r = a.v[l] > r ? a.v[l] : r;
+        return r;
+    }
+    static int32_t largesti(I a) {
+        int32_t r = a.v[0];
+        FC_LANES r = a.v[l] > r ? a.v[l] : r;
+        return r;
+    }
+    static int32_t sumi(I a) {
+        int32_t r = 0;
+        FC_LANES r += a.v[l];
+        return r;
+    }
     // 2^n as a float, n in [-126, 127]
     static F exp2i(I n) {
         F r;
