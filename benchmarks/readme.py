@@ -29,7 +29,11 @@ def fill(readme: str, name: str, table: str) -> str:
 
 
 def _four_bits(readme: str) -> str:
-    """Fill in the tables about four-bit weights, as far as they were measured."""
+    """Fill in the tables about four-bit weights, as far as they were measured.
+
+    ``python -m benchmarks.run --suite linear_w4 --suite conv2d_w4 --suite smollm2 --suite gptq --name four-bit``
+    measures the first, ``--suite perplexity --name perplexity`` the second.
+    """
     speed, quality = RESULTS / "four-bit.json", RESULTS / "perplexity.json"
     if speed.exists():
         document = json.loads(speed.read_text(encoding="utf-8"))

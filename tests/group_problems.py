@@ -1,8 +1,8 @@
 """Seeded problems of linear layers with weights in groups; see `tests.problems` for what is promised of them.
 
 Rows walk through a period of 61, outputs of 71, depths of 137, all prime: 4,331 problems in a row hold every (M, N)
-pair, 9,727 every (N, K) pair, and no (M, N, K) triple repeats within 593,000. 61 rows are more than the 48 that share
-the bytes of a panel, 71 outputs more than the four panels of a tile.
+pair, 9,727 every (N, K) pair, and no (M, N, K) triple repeats within 593,000. 61 rows are many tiles, 71 outputs
+more than the four panels of a tile of few rows.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ and where a float matrix product or a float *network* is the reference. ``u`` is
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 __all__ = [
     "ACTIVATION_ULPS",
+    "DEVICE_AGREEMENT",
     "INT_STEPS_AFTER_ACTIVATION",
     "MODEL_AGREEMENT",
     "REFERENCE_AGREEMENT",
@@ -31,6 +33,10 @@ _U = 2.0**-24
 
 #: Unit roundoff of each float output format.
 U_OUT: dict[str, float] = {"f32": _U, "bf16": 2.0**-8, "f16": 2.0**-11}
+
+#: Float sums of at most 100 terms in another order, on another device: 100 roundings of terms of one size, and with
+#: bfloat16 outputs the rounding to those, on either side.
+DEVICE_AGREEMENT = {torch.float32: 100 * _U, torch.bfloat16: 2 * 2.0**-8}
 
 #: |kernel(v) - exact(v)| <= c * u * max(|v|, |y|) + tiny.
 #: hardswish and hardsigmoid are three float32 operations (add, clamp, and a multiplication or division by 6 whose

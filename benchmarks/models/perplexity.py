@@ -24,7 +24,8 @@ __all__ = ["run"]
 _LENGTH = 512
 _EVALUATION = 16
 
-#: Windows of calibration text; GPTQ of the largest groups, and the best of all, take the larger number.
+#: Windows of calibration text. GPTQ of the largest groups, whose scales leave it the most to do, and the best of all
+#: take the larger number; the table says which.
 _FEW, _MANY = 32, 64
 
 #: Name in the table → algorithm and its options.

@@ -7,9 +7,9 @@ namespace {
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, DType dtype) {
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                           strides.data(), static_cast<int32_t>(torch_dtype(dtype)),
-                                                           aoti_torch_device_type_cpu(), 0, &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                    static_cast<int32_t>(torch_dtype(dtype)),
+                                                    aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
 }
 

@@ -117,7 +117,7 @@ struct SignedRows {
     int64_t each, inputs, stride, groups, group_size;
     int8_t* values;
     float* scale;
-    int32_t* sums;     // of a group's activations; times -zero where codes have one zero
+    int32_t* sums;     // of a group's activations; where codes have one zero (then there are no minima), times -zero
     int32_t zero = 0;  // 0: none, or one of each group
     float* input_sum = nullptr;
 };

@@ -55,7 +55,7 @@ def linear_sums(input: Tensor, c: W4Canonical | W8Canonical) -> Tensor:
         broken = torch.isnan(scales).unsqueeze(-1)
         parts = [torch.where(broken, 0.0, rows.to(torch.float64) - 128.0)]
     values = (c.values() if isinstance(c, W4Canonical) else c.weight).to(torch.float64)
-    total = torch.zeros(*input.shape[:-1], c.weight_shape[0], device=input.device)
+    total = torch.zeros(*input.shape[:-1], c.weight_shape[0], dtype=torch.float32, device=input.device)
     minimum = c.weight_min if isinstance(c, W4Canonical) else None
     sums = [_group_sums(part, c) for part in parts]
     for g in range(c.groups if minimum is not None else 0):

@@ -15,11 +15,11 @@ from tests.kernels import runner
 from tests.kernels.group_runner import build_group_linear
 from tests.problems import MAX_K
 
-#: Rows, outputs, inputs, group size. Threads share panels; in the last two, with few panels, rows as well. In the second a task of
-#: one thread has more codes than a block of panels.
+#: Rows, outputs, inputs, group size. Threads share panels; in the last two, with few panels, rows as well. In the
+#: second a task has up to 20 panels, with one thread, and a block of panels 6 or 3 (of four and eight bits).
 SHAPES = [
     (1, 4100, 1024, 128),
-    (9, 4100, 2080, 128),
+    (9, 4100, 4160, 128),
     (7, 2061, 900, 32),
     (26, 1031, 520, 64),
     (130, 300, 520, 24),

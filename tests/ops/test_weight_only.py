@@ -23,6 +23,7 @@ from fastcompress.ops import (
     reference_groups,
     unpack,
 )
+from fastcompress.ops.arithmetic_groups import linear_sums
 from tests import tolerances
 from tests.guard import GuardedBuffers
 from tests.ops.cases import rng
@@ -319,3 +320,17 @@ def test_no_flipped_bit_of_the_header_runs(form: str) -> None:
     damaged[300] ^= 4
     with pytest.raises(PackedBlobError, match="corrupt"):
         check(damaged)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_default_dtype_changes_no_bit(form: str) -> None:
+    c = layer(9, 40, 16, form)
+    x = torch.randn(3, 40, generator=rng(5))
+    expected = linear_sums(x, c)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = linear_sums(x, c)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

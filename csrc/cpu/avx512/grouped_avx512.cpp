@@ -8,8 +8,8 @@
 namespace fastcompress {
 
 extern const GroupedTable kGrouped_avx512 = {grouped_product<CodesMadd512, 4, 1, 6, 2, 4>,
-                                             grouped_product<CodesMadd512, 4, 2, 8, 2, 4>,
-                                             grouped_product<CodesMadd512, 8, 2, 8, 2, 4>,
+                                             grouped_product<CodesMadd512, 4, 2, 6, 2, 4>,
+                                             grouped_product<CodesMadd512, 8, 2, 6, 2, 4>,
                                              group_sums<CodesMadd512>,
                                              "vpmaddubsw 6x32",
                                              4};

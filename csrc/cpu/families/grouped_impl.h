@@ -1,11 +1,11 @@
 // Products of weights in groups, of include/fastcompress/kernels.h, GroupedProduct, written over a class of codes.
 //
-// A tile is MR rows of s8 times NV vectors of channels over all inputs. Its integer sums of one group and its float sums stay in
-// registers; where a group ends, the former join the latter. Codes are the unsigned operand: splitting a byte into nibbles costs a shift
+// A tile is MR rows of s8 times NV vectors of channels over all inputs. Where there are 32 registers, its integer sums of one group and
+// its float sums stay in them; where a group ends, the former join the latter. Codes are the unsigned operand: splitting a byte into nibbles costs a shift
 // and two masks, which a tile's rows share, in units that are not busy with products. Activations of 16 bits are two rows each, high and
 // low bytes, that meet when a group ends: twice the products of s8 activations, and nothing else.
 //
-//     for each block of panels (in L2):  for each tile of rows (in L1):  for each NP panels of the block
+//     for each block of panels, which L2 holds:  for each tile of rows:  for each NP panels of the block
 #pragma once
 
 #include "fastcompress/kernels.h"
@@ -14,10 +14,11 @@ namespace {
 
 using fastcompress::DType;
 using fastcompress::GroupedProduct;
+using fastcompress::kGroupedScratchElements;
 using fastcompress::kPanel;
 
 constexpr int64_t kLineBytes = 64;  // a word of each channel of a panel
-// Bytes ahead of the reads in each panel: as long as memory takes, and rows that are multiplied together take longer over a line.
+// Bytes ahead of the reads in each panel, as measured: 512 in each of four panels, 2048 in each of two (docs/decisions.md).
 constexpr int64_t line_fetch(int rows) { return rows > 2 ? 2048 : 512; }
 constexpr int64_t kGroupsAhead = 2;  // whose scales are asked for: a miss there would hold up the codes behind it
 constexpr int64_t kBlockBytes = 256 * 1024;  // of codes, in L2 while all rows run over them
@@ -85,8 +86,9 @@ __attribute__((always_inline)) inline void start_sums(const GroupedProduct& p, i
     for (int m = 0; m < R; ++m)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) c[m][v] = Vec::set(0.0f);
+    if (!p.minimum) return;
     const float* const inputs = p.input_sum + row / rows_each * p.groups;
-    for (int64_t g = 0; p.minimum && g < p.groups; ++g) {
+    for (int64_t g = 0; g < p.groups; ++g) {
         Vec::F minimum[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
@@ -295,6 +297,8 @@ void group_sums(const int8_t* values, int64_t count, int64_t quads, int32_t* sum
 template <class N, int bits, int rows_each, int MR, int NP, int Few>
 void grouped_product(const GroupedProduct& p) {
     static_assert(MR % rows_each == 0, "a row's bytes are in one tile");
+    static_assert(MR / rows_each * NP * kPanel <= kGroupedScratchElements, "the scratch holds a tile");
+    static_assert(2 / rows_each * Few * kPanel <= kGroupedScratchElements, "the scratch holds a tile of few rows");
     if (p.rows <= 2) {
         grouped_panels<N, bits, rows_each, 2, Few>(p, p.panel0, p.panel1);
         return;

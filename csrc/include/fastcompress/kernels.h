@@ -158,7 +158,7 @@ struct GroupedProduct {
     const Epilogue* epilogue;
     int64_t row0;
 };
-constexpr int64_t kGroupedScratchElements = 8 * 64;
+constexpr int64_t kGroupedScratchElements = 256;  // the float sums of a tile, on their way to the epilogue
 
 // What one ISA has for weights in groups: codes of four or eight bits, activations of eight or sixteen.
 struct GroupedTable {
@@ -168,7 +168,7 @@ struct GroupedTable {
     // sums[g]: of the values of group g, `quads` fours of them; values are followed by zeros up to a multiple of 64.
     void (*group_sums)(const int8_t* values, int64_t count, int64_t quads, int32_t* sums);
     const char* name;
-    int64_t panels;  // that are multiplied together
+    int64_t panels;  // of a task: a multiple of this
 };
 
 // What one ISA has for sparse weights.
