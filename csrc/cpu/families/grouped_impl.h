@@ -52,6 +52,7 @@ __attribute__((always_inline)) inline void fetch_group(const GroupedProduct& p, 
         const int64_t at = ((panel + i) * p.groups + g) * kPanel;
         N::fetch(static_cast<const uint8_t*>(p.scale) + at * bytes);
         if (p.zero_point) N::fetch(p.zero_point + at);
+        if (p.minimum) N::fetch(reinterpret_cast<const uint8_t*>(p.minimum + at));
     }
 }
 
@@ -156,10 +157,12 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
     const int8_t* const a = p.a + row * p.a_stride;
     Vec::F c[MR / rows_each][NV];
     constexpr int NP = NV / kVectorsPerPanel;
+    constexpr int64_t ahead = line_fetch(MR) / kLineBytes;
     for (int64_t g = 0; g < kGroupsAhead; ++g) fetch_group<N, NP>(p, panel, g);
     start_sums<rows_each>(p, panel, row, c);
     for (int64_t g = 0, line = 0; g < p.groups; ++g) {
         fetch_group<N, NP>(p, panel, g + kGroupsAhead);
+        fetch_group<N, NP>(p, panel + NP, g);
         const int64_t all = p.octets * lines_each, next = line + p.group_octets * lines_each;
         const int64_t end = next < all ? next : all;
         Vec::I sum[MR][NV], other[MR][NV];
@@ -171,12 +174,14 @@ void grouped_tile(const GroupedProduct& p, int64_t panel, int64_t row) {
                 other[m][v] = Vec::seti(0);
             }
         for (; line < end; ++line) {
+            // Behind a panel's last line comes the panel that the next tile starts with.
+            const int64_t fetch = line_fetch(MR) + (line + ahead < all ? 0 : (NP - 1) * panel_bytes);
             const uint8_t* from[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
                 from[v] =
                     w + v / kVectorsPerPanel * panel_bytes + line * kLineBytes + v % kVectorsPerPanel * 4 * Vec::width;
-                if (v % kVectorsPerPanel == 0) N::fetch(from[v] + line_fetch(MR));
+                if (v % kVectorsPerPanel == 0) N::fetch(from[v] + fetch);
             }
             if constexpr (bits == 4)
                 nibble_line<N, MR, NV, two>(a + inputs * line, p.a_stride, from, sum, other);
