@@ -12,7 +12,7 @@ _MODEL = "SmolLM2-135M-Instruct"
 
 
 def language_targets() -> list[Target]:
-    """Return the rows of the ``smollm2``, ``perplexity`` and ``gptq`` suites."""
+    """Return the rows of the ``smollm2``, ``perplexity``, ``gptq`` and ``minilm_w4`` suites."""
     return [*_speed_targets(), *_quality_targets()]
 
 
@@ -49,5 +49,8 @@ def _quality_targets() -> list[Target]:
         *rows,
         row("best.32", "W4 symmetric, group 32, the best", "the dequantized original", 1.04),
         Target("gptq.minutes", "gptq", f"GPTQ of {_MODEL}, 64×512 tokens", "absolute", 10, "min", True),
-        Target("perplexity.minilm", "perplexity", "all-MiniLM-L6-v2, W4A16 group 32: mean cosine", "fp32", 0.995, ""),
+        *(
+            Target(f"minilm_w4.{name}", "minilm_w4", f"all-MiniLM-L6-v2, W4A16 group 32, {title}", "fp32", 0.995, "")
+            for name, title in (("rtn", "RTN: mean cosine"), ("gptq", "GPTQ with zero points: mean cosine"))
+        ),
     ]

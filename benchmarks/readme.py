@@ -32,9 +32,10 @@ def _four_bits(readme: str) -> str:
     """Fill in the tables about four-bit weights, as far as they were measured.
 
     ``python -m benchmarks.run --suite linear_w4 --suite conv2d_w4 --suite smollm2 --suite gptq --name four-bit``
-    measures the first, ``--suite perplexity --name perplexity`` the second.
+    measures the first, ``--suite perplexity --name perplexity`` the second, ``--suite minilm_w4 --name minilm-w4`` the
+    third.
     """
-    speed, quality = RESULTS / "four-bit.json", RESULTS / "perplexity.json"
+    speed, quality, small = (RESULTS / f"{name}.json" for name in ("four-bit", "perplexity", "minilm-w4"))
     if speed.exists():
         document = json.loads(speed.read_text(encoding="utf-8"))
         readme = fill(readme, "four_bit", markdown(document["rows"], document["machine"]))
@@ -42,6 +43,9 @@ def _four_bits(readme: str) -> str:
         document = json.loads(quality.read_text(encoding="utf-8"))
         rows = markdown(document["rows"], document["machine"])
         readme = fill(readme, "perplexity", f"{perplexity_table(document['details'])}\n{rows}")
+    if small.exists():
+        document = json.loads(small.read_text(encoding="utf-8"))
+        readme = fill(readme, "minilm_w4", markdown(document["rows"], document["machine"]))
     return readme
 
 

@@ -42,6 +42,7 @@ SUITES: dict[str, str] = {
     "efficientnet_lite0": "benchmarks.models.efficientnet_lite0",
     "smollm2": "benchmarks.models.smollm2",
     "gptq": "benchmarks.models.gptq_time",
+    "minilm_w4": "benchmarks.models.minilm_w4",
     "perplexity": "benchmarks.models.perplexity",
     "peers": "benchmarks.peers.run",
 }

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import fastcompress as fc
 from benchmarks.harness.suite import Context
 from benchmarks.language_targets import GROUP_SIZES
-from examples.real_models import embed, load_minilm, sentences
 from examples.smollm2 import load_smollm2, perplexity, text_windows
 
 __all__ = ["run"]
@@ -41,20 +40,8 @@ _ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 def run(context: Context) -> None:
     """Measure the ``perplexity`` suite; the whole table goes into the report's details."""
     logging.getLogger("fastcompress").setLevel(logging.ERROR)  # the head stays float, as the record says
-    with context.part("all-MiniLM-L6-v2, W4A16"):
-        _minilm(context)
     with context.part("SmolLM2-135M-Instruct, perplexity"):
         _smollm2(context)
-
-
-def _minilm(context: Context) -> None:
-    model, words = load_minilm()
-    text = sentences("evaluation", 32 if context.quick else 600)
-    expected = embed(model, words, text)
-    compressed = fc.quantize(model, "W4A16", group_size=32)
-    cosine = torch.sum(expected * embed(compressed, words, text), dim=1)
-    note = f"{len(text)} sentences, RTN, minimum {cosine.min():.4f}"
-    context.add("perplexity.minilm", cosine.mean().item(), note=note)
 
 
 def _smollm2(context: Context) -> None:
