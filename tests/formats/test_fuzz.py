@@ -174,7 +174,7 @@ def mutate_tree(rng: random.Random, root: Any) -> None:
             json.dumps(rng.choice(ODD))
         )
     else:
-        node.append(rng.choice(ODD))
+        node.append(json.loads(json.dumps(rng.choice(ODD))))  # a copy: it is changed with the tree
 
 
 def test_random_changes_behind_valid_checksums(tmp_path: Path, largest: list[int]) -> None:
